@@ -1,0 +1,168 @@
+"""The errors that a caller or operator can act on, and the door where E2B's errors become ours.
+
+    E2BAgentError                      code
+    ├── SettingsError                  settings: an option has a value it cannot have
+    ├── InvalidArgumentError           invalid_argument: nothing was done
+    ├── NotFoundError                  not_found: no such file, session or context
+    ├── PathNotAllowedError            path_not_allowed: a host path outside the allowed folders
+    ├── TooLargeError                  too_large: over a size limit, which the message names
+    ├── SandboxError                   sandbox_error: E2B refused, reason in the message
+    │   ├── AuthenticationError        authentication: the E2B key was rejected
+    │   ├── SandboxUnavailableError    sandbox_unavailable: none could be created or reached
+    │   ├── SandboxLimitError          sandbox_limit: as many as may be are in use
+    │   ├── RateLimitError             rate_limited: E2B asks to slow down
+    │   ├── SandboxLostError           sandbox_lost: it ended, its variables and files are gone
+    │   └── SandboxTimeoutError        sandbox_timeout: E2B did not answer in time
+    └── EngineUnavailableError         engine_unavailable: the embedded engine cannot run here
+
+Each has a `message` (what happened, what was lost) and a `hint` (what to do next). User code that
+fails is a result, never one of these; any other exception is a defect of ours.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+
+class E2BAgentError(Exception):
+    """Root of the tree; `code` is stable and part of the tools' contract."""
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class SettingsError(E2BAgentError):
+    code = "settings"
+
+
+class InvalidArgumentError(E2BAgentError):
+    code = "invalid_argument"
+
+
+class NotFoundError(E2BAgentError):
+    code = "not_found"
+
+
+class PathNotAllowedError(E2BAgentError):
+    code = "path_not_allowed"
+
+
+class TooLargeError(E2BAgentError):
+    code = "too_large"
+
+
+class SandboxError(E2BAgentError):
+    code = "sandbox_error"
+
+
+class AuthenticationError(SandboxError):
+    code = "authentication"
+
+
+class SandboxUnavailableError(SandboxError):
+    code = "sandbox_unavailable"
+
+
+class SandboxLimitError(SandboxError):
+    code = "sandbox_limit"
+
+
+class RateLimitError(SandboxError):
+    code = "rate_limited"
+
+
+class SandboxLostError(SandboxError):
+    code = "sandbox_lost"
+
+
+class SandboxTimeoutError(SandboxError):
+    code = "sandbox_timeout"
+
+
+class EngineUnavailableError(E2BAgentError):
+    code = "engine_unavailable"
+
+
+@contextmanager
+def sandbox_errors(doing: str) -> Iterator[None]:
+    """Translates what the E2B SDK and its HTTP client raise into `SandboxError`s.
+
+    `doing` completes "While …": "creating a sandbox". The SDK raises outside its own tree: two
+    classes derive from `Exception`, connection failures are raw httpx errors, and a gateway's
+    non-JSON answer surfaces as `JSONDecodeError`.
+    """
+    try:
+        yield
+    except E2BAgentError:
+        raise
+    except Exception as exc:
+        translated = _transport_error(exc, doing) or _sdk_error(exc, doing)
+        if translated is None:
+            raise
+        raise translated from exc
+
+
+# httpx and e2b are imported only when something failed: together they cost over a second.
+def _transport_error(exc: Exception, doing: str) -> SandboxError | None:
+    import httpx
+
+    if isinstance(exc, (httpx.TimeoutException, TimeoutError)):
+        return SandboxTimeoutError(
+            f"E2B did not answer in time while {doing}.",
+            hint="Wait a moment and try again; check the network and any proxy.",
+        )
+    if isinstance(exc, json.JSONDecodeError):
+        return SandboxUnavailableError(
+            f"A gateway or proxy before E2B failed while {doing}: its answer is not JSON.",
+            hint="Wait a moment and try again; check E2B_API_URL and HTTPS_PROXY.",
+        )
+    if not isinstance(exc, (httpx.HTTPError, OSError)):
+        return None
+    return SandboxUnavailableError(
+        f"E2B could not be reached while {doing} ({type(exc).__name__}).",
+        hint="Check the network, HTTPS_PROXY, E2B_DOMAIN and E2B_API_URL, then try again.",
+    )
+
+
+def _sdk_error(exc: Exception, doing: str) -> E2BAgentError | None:
+    import e2b
+
+    text = str(exc)
+    if isinstance(exc, e2b.AuthenticationException):
+        return AuthenticationError(
+            f"E2B rejected the API key while {doing}.",
+            hint="Set E2B_API_KEY to a valid key (https://e2b.dev/dashboard), "
+            "or unset it to use the embedded engine.",
+        )
+    if isinstance(exc, e2b.RateLimitException):
+        return RateLimitError(
+            f"E2B refused for now while {doing}: a rate or sandbox limit is reached.",
+            hint="Wait a moment and try again, or end sessions that are no longer needed.",
+        )
+    if isinstance(exc, (e2b.SandboxNotRunningException, e2b.SandboxNotFoundException)):
+        return SandboxLostError(
+            f"The sandbox ended while {doing}; its variables and files are gone.",
+            hint="Run the code again: a new sandbox is created.",
+        )
+    if isinstance(exc, e2b.TimeoutException):
+        return SandboxTimeoutError(f"E2B did not answer in time while {doing}.", hint="Try again.")
+    if isinstance(exc, (e2b.NotFoundException, e2b.FileNotFoundException)):
+        return NotFoundError(f"Not found while {doing}: {text}")
+    if isinstance(exc, e2b.InvalidArgumentException):
+        return InvalidArgumentError(f"Refused while {doing}: {text}")
+    if isinstance(exc, e2b.ServiceBusyException):
+        return SandboxUnavailableError(
+            f"E2B is busy: it could not place a sandbox while {doing}.",
+            hint="Wait a moment and try again.",
+        )
+    if isinstance(exc, e2b.SandboxException):
+        return SandboxError(f"E2B failed while {doing}: {text}")
+    return None
