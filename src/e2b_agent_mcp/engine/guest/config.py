@@ -1,0 +1,80 @@
+"""What one guest is told when it starts, and the variables its processes get.
+
+The environment of a process is built from three layers, the later ones winning: the base
+(what the box set, plus the user's own names), the sandbox's variables (given at creation,
+delivered by `POST /init`), and the variables of the one request.
+"""
+
+import os
+from argparse import ArgumentParser
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+USERS = frozenset({"user", "root"})  # one uid in a box: both names mean it
+
+DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuestConfig:
+    """`python` runs kernels; `site` holds the template's packages (read-only in a box)."""
+
+    home: Path = Path("/home/user")
+    user: str = "user"
+    sandbox_id: str = "local"
+    python: Path = Path("/home/user/.venv/bin/python")
+    site: Path = Path("/opt/e2b/site")
+    relay_socket: Path = Path("/run/egress/proxy.sock")
+
+    @property
+    def uid(self) -> int:
+        return os.getuid()
+
+    @property
+    def gid(self) -> int:
+        return os.getgid()
+
+    @classmethod
+    def add_arguments(cls, parser: ArgumentParser) -> None:
+        """Every field as an option, so that a guest can also run outside of a box."""
+        defaults = cls()
+        parser.add_argument("--home", type=Path, default=defaults.home)
+        parser.add_argument("--user", default=defaults.user)
+        parser.add_argument("--sandbox-id", default=defaults.sandbox_id)
+        parser.add_argument("--python", type=Path, default=defaults.python)
+        parser.add_argument("--site", type=Path, default=defaults.site)
+        parser.add_argument("--relay-socket", type=Path, default=defaults.relay_socket)
+
+
+class Environment:
+    """The variables that commands and kernels start with.
+
+    One object per guest, shared: `set_variables` changes what the *next* process sees.
+    """
+
+    def __init__(self, base: Mapping[str, str]) -> None:
+        self._base = dict(base)
+        self._variables: dict[str, str] = {}
+
+    @classmethod
+    def of_process(cls, config: GuestConfig, environ: Mapping[str, str]) -> Self:
+        names = {
+            "HOME": str(config.home),
+            "USER": config.user,
+            "LOGNAME": config.user,
+        }
+        return cls({"PATH": DEFAULT_PATH, "LANG": "C.UTF-8"} | dict(environ) | names)
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """The sandbox's own variables: the ones its creator gave."""
+        return self._variables
+
+    def set_variables(self, variables: Mapping[str, str]) -> None:
+        self._variables = dict(variables)
+
+    def build(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The whole environment of a process, `extra` being its request's variables."""
+        return {**self._base, **self._variables, **(extra or {})}
