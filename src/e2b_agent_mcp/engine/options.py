@@ -1,0 +1,140 @@
+"""Everything the engine can be told, in one frozen value.
+
+Two engines never share a `state_dir`. The folders below `runtime_dir` are named after the
+state folder, so one user may run several engines with the same `runtime_dir`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import tempfile
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .errors import EngineError
+
+IsolationChoice = Literal["auto", "bubblewrap", "none"]
+NetworkChoice = Literal["public", "none"]
+
+APP = "e2b-agent-mcp"
+LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
+
+# A unix socket's path ends after 107 bytes; "/" + 21 (id) + ".net/proxy.sock" is ours.
+LONGEST_ENGINE_DIR = 107 - 37
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """The defaults suit a newcomer: no option is needed."""
+
+    state_dir: Path = field(default_factory=lambda: _state_dir())
+    cache_dir: Path = field(default_factory=lambda: _cache_dir())
+    runtime_dir: Path = field(default_factory=lambda: _runtime_dir())
+    host: str = "127.0.0.1"
+    port: int = 0
+    idle_exit: float = 900.0  # seconds without a sandbox and without a request
+    isolation: IsolationChoice = "auto"
+    allow_unisolated: bool = False
+    bubblewrap: Path | None = None
+    network: NetworkChoice = "public"
+    cpu_count: int = 2
+    memory_mb: int = 2048
+    disk_mb: int = 4096
+    max_processes: int = 512
+    max_sandboxes: int = 20
+
+    def __post_init__(self) -> None:
+        if self.host not in LOOPBACK_HOSTS:
+            raise EngineError(f"host must be a loopback address, not {self.host!r}.")
+        if self.isolation not in get_args(IsolationChoice):
+            raise EngineError(f"isolation must be one of {', '.join(get_args(IsolationChoice))}.")
+        if self.isolation == "none" and not self.allow_unisolated:
+            raise EngineError('isolation "none" needs allow_unisolated.')
+        if self.network not in get_args(NetworkChoice):
+            raise EngineError(f"network must be one of {', '.join(get_args(NetworkChoice))}.")
+
+    @property
+    def engine_dir(self) -> Path:
+        """Sockets and the runtime file of the engine that owns this `state_dir`."""
+        name = hashlib.sha256(os.fsencode(self.state_dir.absolute())).hexdigest()[:8]
+        return self.runtime_dir / name
+
+    @property
+    def homes_dir(self) -> Path:
+        return self.state_dir / "sandboxes"
+
+    @property
+    def log_file(self) -> Path:
+        return self.state_dir / "engine.log"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the serving engine, so that no second one touches the homes."""
+        return self.state_dir / "engine.lock"
+
+    def digest(self) -> str:
+        """Equal for two processes that would start the same engine."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        return json.dumps(plain, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> EngineOptions:
+        given: dict[str, Any] = json.loads(text)
+        unknown = given.keys() - {f.name for f in fields(cls)}
+        if unknown:
+            raise EngineError(f"unknown engine options: {', '.join(sorted(unknown))}.")
+        for name in ("state_dir", "cache_dir", "runtime_dir", "bubblewrap"):
+            if given.get(name) is not None:
+                given[name] = Path(given[name])
+        return cls(**given)
+
+    def make_dirs(self) -> None:
+        """Makes the private folders; refuses those that another user could write to.
+
+        Below root they can be passed through, not listed: boxes run as another user there.
+        """
+        mode = 0o711 if os.getuid() == 0 else 0o700
+        for folder in (self.state_dir, self.homes_dir, self.runtime_dir, self.engine_dir):
+            folder.mkdir(mode=mode, parents=True, exist_ok=True)
+            _refuse_shared(folder)
+        if len(os.fsencode(self.engine_dir)) > LONGEST_ENGINE_DIR:
+            raise EngineError(f"runtime_dir {self.runtime_dir} is too long for unix sockets.")
+
+
+def _refuse_shared(folder: Path) -> None:
+    info = folder.stat(follow_symlinks=False)
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
+        raise EngineError(f"{folder} does not belong to this user.")
+    if info.st_mode & 0o022:
+        raise EngineError(f"{folder} can be written by other users; chmod 700 it.")
+
+
+def _state_dir() -> Path:
+    return _folder("/var/lib", "XDG_STATE_HOME", ".local/state")
+
+
+def _cache_dir() -> Path:
+    return _folder("/var/cache", "XDG_CACHE_HOME", ".cache")
+
+
+def _runtime_dir() -> Path:
+    if os.getuid() == 0:
+        return Path("/run") / APP
+    given = os.environ.get("XDG_RUNTIME_DIR")
+    if given and Path(given).is_dir():
+        return Path(given) / APP
+    return Path(tempfile.gettempdir()) / f"{APP}-{os.getuid()}"
+
+
+def _folder(system: str, variable: str, in_home: str) -> Path:
+    if os.getuid() == 0:
+        return Path(system) / APP
+    base = os.environ.get(variable) or Path.home() / in_home
+    return Path(base) / APP
