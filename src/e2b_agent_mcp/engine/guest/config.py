@@ -6,9 +6,9 @@ delivered by `POST /init`), and the variables of the one request.
 """
 
 import os
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
@@ -46,6 +46,10 @@ class GuestConfig:
         parser.add_argument("--python", type=Path, default=defaults.python)
         parser.add_argument("--site", type=Path, default=defaults.site)
         parser.add_argument("--relay-socket", type=Path, default=defaults.relay_socket)
+
+    @classmethod
+    def of(cls, options: Namespace) -> Self:
+        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
 
 
 class Environment:

@@ -1,0 +1,105 @@
+"""Runs one guest: it serves until its stdin ends, which means that the engine is gone.
+
+The engine hands over a listening socket (`--listen-fd`). Every other file it may have left open
+is closed before anything else happens, so that nothing started in the box inherits it.
+"""
+
+import os
+import socket
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from contextlib import suppress
+
+import anyio
+import uvicorn
+
+from .app import create_app
+from .config import Environment, GuestConfig
+
+STANDARD_FDS = frozenset({0, 1, 2})
+UMASK = 0o022
+GOODBYE = 1  # seconds that open requests get at the end
+RELAY_PORT = 3128
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parse(arguments)
+    _close_all_but(STANDARD_FDS | {options.listen_fd})
+    os.umask(UMASK)
+    config = GuestConfig.of(options)
+    with suppress(ModuleNotFoundError):
+        from .home import prepare_home
+
+        prepare_home(config)
+    environment = Environment.of_process(config, os.environ)
+    listener = _listener(options)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(config, environment),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=GOODBYE,
+            timeout_keep_alive=3600,  # seconds; the engine decides, it is the only client
+        )
+    )
+    anyio.run(_serve, server, listener, config, _keep_stdin())
+
+
+def _parse(arguments: Sequence[str] | None) -> Namespace:
+    parser = ArgumentParser(prog="guest")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--listen-fd", type=int, help="an inherited, listening stream socket")
+    where.add_argument("--port", type=int, help="of 127.0.0.1, for a guest outside of a box")
+    GuestConfig.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def _close_all_but(kept: frozenset[int | None]) -> None:
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd not in kept:
+            with suppress(OSError):  # the directory that was just read
+                os.close(fd)
+
+
+def _listener(options: Namespace) -> socket.socket:
+    if options.listen_fd is None:
+        return socket.create_server(("127.0.0.1", options.port))
+    os.set_inheritable(options.listen_fd, False)
+    return socket.socket(fileno=options.listen_fd)
+
+
+def _keep_stdin() -> int:
+    """The engine's end of life, moved away from fd 0 so that no child can read or hold it."""
+    kept = os.dup(0)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    return kept
+
+
+async def _serve(
+    server: uvicorn.Server, listener: socket.socket, config: GuestConfig, stdin: int
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_stop_at_end_of, stdin, server)
+        if config.relay_socket.exists():
+            tasks.start_soon(_relay, config)
+        await server.serve(sockets=[listener])
+        tasks.cancel_scope.cancel()
+
+
+async def _relay(config: GuestConfig) -> None:
+    from .relay import serve
+
+    await serve(str(config.relay_socket), RELAY_PORT)
+
+
+async def _stop_at_end_of(stdin: int, server: uvicorn.Server) -> None:
+    await anyio.wait_readable(stdin)
+    while os.read(stdin, 1024):
+        await anyio.wait_readable(stdin)
+    server.should_exit = True
+
+
+if __name__ == "__main__":
+    main()

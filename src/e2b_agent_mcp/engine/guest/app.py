@@ -1,0 +1,51 @@
+"""The guest's single door: which port of the sandbox a request is for, a header says.
+
+The engine authenticates every request before it comes here and writes the header itself.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .config import Environment, GuestConfig
+from .envd.app import create_envd
+from .proxy import PortProxy
+
+PORT_HEADER = "e2b-sandbox-port"
+ENVD_PORT = 49983
+INTERPRETER_PORT = 49999
+
+
+def create_app(config: GuestConfig, environment: Environment) -> Starlette:
+    services = {ENVD_PORT: create_envd(config, environment)}
+    with suppress(ModuleNotFoundError):
+        from .interpreter.app import create_interpreter
+
+        services[INTERPRETER_PORT] = create_interpreter(config, environment)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with AsyncExitStack() as running:
+            for service in services.values():
+                await running.enter_async_context(service.router.lifespan_context(service))
+            yield
+
+    door = Door(services, PortProxy(config.sandbox_id))
+    return Starlette(routes=[Mount("/", door)], lifespan=lifespan)
+
+
+class Door:
+    """Sends a request to the service of its port; other ports are servers of the user's own."""
+
+    def __init__(self, services: dict[int, Starlette], proxy: PortProxy) -> None:
+        self._services = services
+        self._proxy = proxy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        port = int(Headers(scope=scope).get(PORT_HEADER, ENVD_PORT))
+        service: ASGIApp = self._services.get(port) or self._proxy.to(port)
+        await service(scope, receive, send)
