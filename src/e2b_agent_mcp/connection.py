@@ -3,8 +3,13 @@
 The one place outside the engine that imports it.
 """
 
+import ipaddress
+from typing import Any
+from urllib.parse import urlsplit
+
+from e2b_agent_mcp.errors import EngineUnavailableError, SettingsError
 from e2b_agent_mcp.lifecycle import E2BParams, Progress
-from e2b_agent_mcp.settings import Settings
+from e2b_agent_mcp.settings import E2BSettings, EngineSettings, Secret, Settings
 
 
 async def e2b_params(settings: Settings, *, on_progress: Progress | None = None) -> E2BParams:
@@ -12,4 +17,67 @@ async def e2b_params(settings: Settings, *, on_progress: Progress | None = None)
 
     The engine's first start builds its template, which takes minutes: `on_progress` hears of it.
     """
-    raise NotImplementedError
+    if settings.e2b.api_key is not None:
+        return _configured(settings.e2b, settings.e2b.api_key)
+    for name in ("domain", "api_url", "sandbox_url"):
+        if getattr(settings.e2b, name) is not None:
+            raise SettingsError(
+                f"E2B_{name.upper()} is set, but E2B_API_KEY is not.",
+                hint="Set E2B_API_KEY too (a self-hosted E2B may take any), or unset it to use "
+                "the embedded engine.",
+            )
+    return await _embedded(settings, on_progress)
+
+
+def _configured(e2b: E2BSettings, api_key: Secret) -> E2BParams:
+    local = e2b.api_url is not None and _is_loopback(e2b.api_url)
+    return E2BParams(
+        api_key=api_key,
+        domain=e2b.domain,
+        api_url=e2b.api_url,
+        sandbox_url=e2b.sandbox_url,
+        proxy=None if local else e2b.proxy,
+    )
+
+
+async def _embedded(settings: Settings, on_progress: Progress | None) -> E2BParams:
+    # Imported on first use: a server that uses E2B's cloud never needs it.
+    from e2b_agent_mcp.engine import EngineError, EngineOptions, ensure_ready
+
+    try:
+        options = EngineOptions(**_engine_options(settings.engine, settings.sandboxes.max))
+        address = await ensure_ready(options, on_progress)
+    except (EngineError, OSError) as exc:
+        raise EngineUnavailableError(
+            f"The embedded engine cannot run here: {exc}",
+            hint="Run `e2b-agent-mcp doctor`, or set E2B_API_KEY to use E2B's cloud.",
+        ) from exc
+    return E2BParams(
+        api_key=Secret(address.api_key), api_url=address.api_url, sandbox_url=address.sandbox_url
+    )
+
+
+# Any: each option has a type of its own, which EngineOptions checks.
+def _engine_options(engine: EngineSettings, most: int) -> dict[str, Any]:
+    """Only what is set: the engine knows its own folders."""
+    options = {
+        "state_dir": engine.state_dir,
+        "cache_dir": engine.cache_dir,
+        "runtime_dir": engine.runtime_dir,
+        "idle_exit": engine.idle_exit,
+        "isolation": engine.isolation,
+        "allow_unisolated": engine.allow_unisolated,
+        "bubblewrap": engine.bubblewrap,
+        "memory_mb": engine.memory_mb,
+        "network": engine.network,
+        "max_sandboxes": most,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -96,8 +96,8 @@ def sandbox_errors(doing: str) -> Iterator[None]:
     """Translates what the E2B SDK and its HTTP client raise into `SandboxError`s.
 
     `doing` completes "While …": "creating a sandbox". The SDK raises outside its own tree: two
-    classes derive from `Exception`, connection failures are raw httpx errors, and a gateway's
-    non-JSON answer surfaces as `JSONDecodeError`.
+    classes derive from `Exception`, connection failures are raw httpx errors, a gateway's
+    non-JSON answer surfaces as `JSONDecodeError`, an empty one as a bare `Exception`.
     """
     try:
         yield
@@ -115,10 +115,7 @@ def _transport_error(exc: Exception, doing: str) -> SandboxError | None:
     import httpx
 
     if isinstance(exc, (httpx.TimeoutException, TimeoutError)):
-        return SandboxTimeoutError(
-            f"E2B did not answer in time while {doing}.",
-            hint="Wait a moment and try again; check the network and any proxy.",
-        )
+        return _no_answer(doing)
     if isinstance(exc, json.JSONDecodeError):
         return SandboxUnavailableError(
             f"A gateway or proxy before E2B failed while {doing}: its answer is not JSON.",
@@ -135,7 +132,6 @@ def _transport_error(exc: Exception, doing: str) -> SandboxError | None:
 def _sdk_error(exc: Exception, doing: str) -> E2BAgentError | None:
     import e2b
 
-    text = str(exc)
     if isinstance(exc, e2b.AuthenticationException):
         return AuthenticationError(
             f"E2B rejected the API key while {doing}.",
@@ -148,21 +144,70 @@ def _sdk_error(exc: Exception, doing: str) -> E2BAgentError | None:
             hint="Wait a moment and try again, or end sessions that are no longer needed.",
         )
     if isinstance(exc, (e2b.SandboxNotRunningException, e2b.SandboxNotFoundException)):
-        return SandboxLostError(
-            f"The sandbox ended while {doing}; its variables and files are gone.",
-            hint="Run the code again: a new sandbox is created.",
-        )
+        return _lost(doing)
     if isinstance(exc, e2b.TimeoutException):
-        return SandboxTimeoutError(f"E2B did not answer in time while {doing}.", hint="Try again.")
+        return _sdk_timeout(str(exc), doing)
     if isinstance(exc, (e2b.NotFoundException, e2b.FileNotFoundException)):
-        return NotFoundError(f"Not found while {doing}: {text}")
+        return NotFoundError(f"Not found while {doing}: {exc}")
     if isinstance(exc, e2b.InvalidArgumentException):
-        return InvalidArgumentError(f"Refused while {doing}: {text}")
+        return InvalidArgumentError(f"Refused while {doing}: {exc}")
+    if isinstance(exc, e2b.NotEnoughSpaceException):
+        return SandboxError(
+            f"The sandbox's disk is full while {doing}.", hint="Delete files in the sandbox."
+        )
     if isinstance(exc, e2b.ServiceBusyException):
         return SandboxUnavailableError(
             f"E2B is busy: it could not place a sandbox while {doing}.",
             hint="Wait a moment and try again.",
         )
     if isinstance(exc, e2b.SandboxException):
-        return SandboxError(f"E2B failed while {doing}: {text}")
+        return _refused(exc.status_code, str(exc), doing)
+    # The SDK has no class for an answer without a body or a stream without an end.
+    if type(exc) is Exception:
+        return SandboxUnavailableError(
+            f"E2B's answer was incomplete while {doing}: {exc}",
+            hint="Wait a moment and try again.",
+        )
     return None
+
+
+def _sdk_timeout(text: str, doing: str) -> SandboxError:
+    """E2B's timeouts also stand for a sandbox that is gone, told apart by their words alone."""
+    if "was not found" in text or "was killed" in text:
+        return _lost(doing)
+    if "port is not open" in text:
+        return SandboxError(
+            f"The sandbox runs, but its service did not answer while {doing}.",
+            hint="If it never does, the template lacks the code interpreter: "
+            "unset E2B_AGENT_MCP_E2B_TEMPLATE, or build it from code-interpreter-v1.",
+        )
+    return _no_answer(doing)
+
+
+def _refused(status: int | None, text: str, doing: str) -> SandboxError:
+    if status in (500, 502, 504):
+        return SandboxUnavailableError(
+            f"E2B failed while {doing}: {text}", hint="Wait a moment and try again."
+        )
+    hint = ""
+    if status == 400 and "timeout" in text.lower():
+        hint = "Lower E2B_AGENT_MCP_SANDBOXES_TIMEOUT to what the E2B plan allows."
+    elif status == 405 or (status == 404 and "template" not in text.lower()):
+        hint = (
+            "This E2B server may be older than the installed SDK: update it, or install e2b<2.46."
+        )
+    return SandboxError(f"E2B refused while {doing}: {text}", hint=hint)
+
+
+def _no_answer(doing: str) -> SandboxTimeoutError:
+    return SandboxTimeoutError(
+        f"E2B did not answer in time while {doing}.",
+        hint="Wait a moment and try again; check the network and any proxy.",
+    )
+
+
+def _lost(doing: str) -> SandboxLostError:
+    return SandboxLostError(
+        f"The sandbox ended while {doing}; its variables and files are gone.",
+        hint="Run the code again: a new sandbox is created.",
+    )

@@ -1,0 +1,236 @@
+"""E2B's control plane as the manager uses it: create, connect, find, extend, kill.
+
+Contract of every call: it ends within a deadline of ours (the SDK's own are doubled by its HTTP
+client), raises only the errors of `errors.py`, and may be sent twice without harm. What E2B asks to
+repeat is repeated a few times; when E2B cannot be reached, its address is asked for again, because
+the embedded engine ends when idle and comes back under another one.
+"""
+
+import logging
+import math
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+
+import anyio
+import anyio.lowlevel
+from anyio import to_thread
+
+from e2b_agent_mcp.errors import (
+    E2BAgentError,
+    RateLimitError,
+    SandboxLostError,
+    SandboxUnavailableError,
+    sandbox_errors,
+)
+from e2b_agent_mcp.pool import RETRY_DELAYS, Candidate, SessionKey, new_metadata
+from e2b_agent_mcp.settings import Secret, Settings
+
+if TYPE_CHECKING:
+    from e2b import SandboxInfo
+    from e2b_code_interpreter import E2BClientParams
+    from e2b_code_interpreter.code_interpreter_async import AsyncSandbox
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Progress = Callable[[str], Awaitable[None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class E2BParams:
+    """Which E2B a client speaks to; `None` leaves the choice to the SDK."""
+
+    api_key: Secret
+    domain: str | None = None
+    api_url: str | None = None
+    sandbox_url: str | None = None
+    proxy: str | None = None
+
+
+class Connect(Protocol):
+    """Gives the address of E2B; called again when that address stops answering."""
+
+    async def __call__(self, *, on_progress: Progress | None) -> E2BParams: ...
+
+
+async def bounded(doing: str, seconds: float, call: Callable[[], Awaitable[T]]) -> T:
+    """One call of the SDK: ends within `seconds` and raises our errors.
+
+    The SDK's RPC client turns a cancellation into an error of its own; a cancelled caller still
+    sees its cancellation.
+    """
+    try:
+        with sandbox_errors(doing), anyio.fail_after(seconds):
+            return await call()
+    except E2BAgentError:
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        raise
+
+
+class Control:
+    """The control plane of one E2B; connects on first use."""
+
+    def __init__(self, settings: Settings, connect: Connect) -> None:
+        self._settings = settings
+        self._connect = connect
+        self._params: E2BParams | None = None
+        self._sandboxes: type[AsyncSandbox] | None = None
+        # Protects the connection: one import of the SDK and one start of the engine at a time.
+        self._connecting = anyio.Lock()
+
+    async def connect(self, on_progress: Progress | None = None) -> None:
+        """Imports the SDK and learns E2B's address, once."""
+        if self._sandboxes is None:
+            await self._reconnect(None, on_progress)
+
+    def serves(self, handle: "AsyncSandbox") -> bool:
+        """False for a handle made before E2B's address changed."""
+        return self._sandboxes is not None and isinstance(handle, self._sandboxes)
+
+    async def create(
+        self, key: SessionKey, *, instance: str, generation: int, idempotency_key: str
+    ) -> "AsyncSandbox":
+        """A new sandbox that carries its session; a repeated request makes no second one."""
+        limit = self._settings.sandboxes.create_timeout
+
+        async def create(sandboxes: "type[AsyncSandbox]") -> "AsyncSandbox":
+            return await sandboxes.create(
+                self._settings.e2b.template,
+                timeout=self._life,
+                metadata=new_metadata(key, instance=instance, generation=generation),
+                lifecycle={"on_timeout": "kill"},
+                idempotency_key=idempotency_key,
+                request_timeout=limit,
+            )
+
+        doing = "creating a sandbox"
+        return await bounded(doing, limit, lambda: self._call(doing, create, limit=limit))
+
+    async def open(self, sandbox_id: str) -> "AsyncSandbox":
+        """A handle of a running or paused sandbox, which is resumed, with a whole life ahead."""
+        limit = self._settings.sandboxes.create_timeout
+
+        async def connect(sandboxes: "type[AsyncSandbox]") -> "AsyncSandbox":
+            handle = await sandboxes.connect(sandbox_id, timeout=self._life, request_timeout=limit)
+            # E2B declares the base class here, and returns the class it was called on.
+            return cast("AsyncSandbox", handle)
+
+        handle = await self._call("connecting to a sandbox", connect, limit=limit)
+        if handle.sandbox_id != sandbox_id:
+            raise SandboxLostError("E2B answered with another sandbox than the one asked for.")
+        # Connecting never shortens a life, and some servers do not lengthen it either.
+        await self.extend(sandbox_id)
+        return handle
+
+    async def find(self, metadata: dict[str, str]) -> list[Candidate]:
+        """Every sandbox, running or paused, that carries this metadata."""
+
+        async def find(sandboxes: "type[AsyncSandbox]") -> list[Candidate]:
+            import e2b
+
+            pages = sandboxes.list(query=e2b.SandboxQuery(metadata=metadata), limit=100)
+            found: list[Candidate] = []
+            while pages.has_next:
+                found += map(_candidate, await pages.next_items())
+            return found
+
+        found = await self._call("listing sandboxes", find)
+        # A server that ignores the query must not hand us the sandboxes of others.
+        return [item for item in found if metadata.items() <= item.metadata.items()]
+
+    async def inspect(self, sandbox_id: str) -> Candidate | None:
+        """The sandbox as E2B has it; None when it has ended."""
+        try:
+            return _candidate(
+                await self._call(
+                    "inspecting a sandbox", lambda sandboxes: sandboxes.get_info(sandbox_id)
+                )
+            )
+        except SandboxLostError:
+            return None
+
+    async def extend(self, sandbox_id: str) -> bool:
+        """A whole life from now on; False when the sandbox is not running."""
+        try:
+            await self._call(
+                "extending a sandbox",
+                lambda sandboxes: sandboxes.set_timeout(sandbox_id, self._life),
+            )
+        except SandboxLostError:
+            return False
+        return True
+
+    async def kill(self, sandbox_id: str) -> bool:
+        """False when there was nothing to kill."""
+        return await self._call("ending a sandbox", lambda sandboxes: sandboxes.kill(sandbox_id))
+
+    @property
+    def _life(self) -> int:
+        return math.ceil(self._settings.sandboxes.timeout)
+
+    async def _call(
+        self,
+        doing: str,
+        operation: "Callable[[type[AsyncSandbox]], Awaitable[T]]",
+        *,
+        limit: float | None = None,
+    ) -> T:
+        seconds = limit or self._settings.sandboxes.request_timeout
+        for delay in (*RETRY_DELAYS, None):
+            await self.connect()
+            sandboxes = self._sandboxes
+            assert sandboxes is not None
+            try:
+                return await bounded(doing, seconds, lambda: operation(sandboxes))  # noqa: B023
+            except (RateLimitError, SandboxUnavailableError) as exc:
+                if delay is None:
+                    raise
+                logger.info("trying again after %s: %s", doing, exc.message)
+            await self._reconnect(sandboxes, None)
+            await anyio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311
+        raise AssertionError("unreachable")
+
+    async def _reconnect(
+        self, stale: "type[AsyncSandbox] | None", on_progress: Progress | None
+    ) -> None:
+        async with self._connecting:
+            if self._sandboxes is not stale:
+                return
+            params = await self._connect(on_progress=on_progress)
+            if params != self._params:
+                # The import takes over a second of CPU, so it leaves the event loop alone.
+                self._sandboxes = await to_thread.run_sync(_bind, params, self._settings)
+                self._params = params
+
+
+def _bind(params: E2BParams, settings: Settings) -> "type[AsyncSandbox]":
+    from e2b_code_interpreter import E2B
+
+    given: E2BClientParams = {
+        "api_key": params.api_key.reveal(),
+        # E2B_DEBUG would make the SDK skip create and kill.
+        "debug": False,
+        "request_timeout": settings.sandboxes.request_timeout,
+    }
+    if params.domain is not None:
+        given["domain"] = params.domain
+    if params.api_url is not None:
+        given["api_url"] = params.api_url
+    if params.sandbox_url is not None:
+        given["sandbox_url"] = params.sandbox_url
+    if params.proxy is not None:
+        given["proxy"] = params.proxy
+    # mypy takes this for the client of the package `e2b`, which has the same name.
+    return cast("type[AsyncSandbox]", E2B(**given).AsyncSandbox)
+
+
+def _candidate(info: "SandboxInfo") -> Candidate:
+    return Candidate(
+        sandbox_id=info.sandbox_id,
+        metadata=info.metadata,
+        paused=info.state.value == "paused",
+        started_at=info.started_at,
+        end_at=info.end_at,
+    )

@@ -1,0 +1,325 @@
+"""Sandboxes of sessions: created once, found again, extended, resumed, replaced.
+
+    async with SandboxManager(settings, connect=partial(e2b_params, settings)) as manager:
+        async with manager.lease(SessionKey("me", "analysis")) as lease:
+            run = await lease.run_code("1 + 1", timeout=60)
+
+Contract: a session has one sandbox, and one lease at a time, in the order of the calls; sessions do
+not wait for each other. Leaving the manager ends no sandbox: they live on for `sandboxes.timeout`
+and the next process finds them by their metadata.
+
+A creation belongs to its session, not to the call that asked for it: a call that is cancelled
+meanwhile leaves the sandbox to the session's next call.
+"""
+
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from e2b_agent_mcp.errors import E2BAgentError, SandboxLostError, SandboxUnavailableError
+from e2b_agent_mcp.lifecycle.control import Connect, Control, Progress
+from e2b_agent_mcp.lifecycle.lease import Lease, Session
+from e2b_agent_mcp.pool import (
+    EXPLAIN_REPLACED,
+    Candidate,
+    Pool,
+    SandboxState,
+    SessionKey,
+    by_session,
+    check_key,
+    choose,
+    expired,
+    of_session,
+    owned_by,
+)
+from e2b_agent_mcp.settings import Settings
+
+if TYPE_CHECKING:
+    from e2b_code_interpreter.code_interpreter_async import AsyncSandbox
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionInfo:
+    name: str
+    sandbox_id: str
+    state: Literal["running", "paused"]
+    started_at: datetime
+    end_at: datetime
+
+
+class SandboxManager:
+    """Leases sandboxes to sessions; use it with `async with`, on asyncio."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        connect: Connect,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._control = Control(settings, connect)
+        self._clock = clock
+        self._instance = uuid.uuid4().hex
+        self._pool = Pool(limit=settings.sandboxes.max, life=settings.sandboxes.timeout)
+        self._sessions: dict[SessionKey, Session] = {}
+        self._creations: dict[SessionKey, _Creation] = {}
+        self._stack = AsyncExitStack()
+        self._tasks: TaskGroup | None = None
+
+    async def __aenter__(self) -> Self:
+        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+        await self._stack.aclose()
+        self._tasks = None
+
+    async def prepare(self, on_progress: Progress | None = None) -> None:
+        """Imports E2B's SDK, and starts the embedded engine if it is used, ahead of a lease."""
+        await self._control.connect(on_progress)
+
+    @asynccontextmanager
+    async def lease(
+        self, key: SessionKey, *, on_progress: Progress | None = None
+    ) -> AsyncIterator[Lease]:
+        """Exclusive use of the session's sandbox; waits for the session's earlier calls.
+
+        The sandbox does not end while it is leased, and lives `sandboxes.timeout` afterwards.
+        """
+        session = self._session(key)
+        async with session.turn:
+            lease = await self._open(session, on_progress)
+            beating = anyio.CancelScope()
+            self._running.start_soon(self._keep_alive, session, lease.sandbox_id, beating)
+            try:
+                yield lease
+            finally:
+                beating.cancel()
+                lease.close()
+            if session.slot.sandbox_id and self._pool.must_extend(session.slot, self._clock()):
+                await self._extend(session, lease.sandbox_id)
+
+    async def list_sessions(self, owner: str) -> list[SessionInfo]:
+        """The owner's sessions that have a sandbox, by whichever process they were started."""
+        found = await self._control.find(owned_by(owner))
+        return [_session_info(candidate) for candidate in by_session(found)]
+
+    async def end_session(self, key: SessionKey) -> bool:
+        """Ends the session's sandbox at once, under a running call too; False if it had none."""
+        check_key(key)
+        await self._control.connect()
+        if (creation := self._creations.get(key)) is not None:
+            await creation.done.wait()
+        sandboxes = {item.sandbox_id for item in await self._control.find(of_session(key))}
+        if (session := self._sessions.get(key)) is not None:
+            sandboxes.add(session.slot.sandbox_id)
+            session.slot.drop()
+            session.clear()
+        killed = [await self._control.kill(item) for item in sorted(sandboxes) if item]
+        logger.info("ended sandboxes=%s owner=%s", ",".join(sorted(sandboxes)), key.owner)
+        return any(killed)
+
+    @property
+    def _running(self) -> TaskGroup:
+        if self._tasks is None:
+            raise RuntimeError("Use the manager with `async with`.")
+        return self._tasks
+
+    def _session(self, key: SessionKey) -> Session:
+        check_key(key)
+        for old in self._pool.forgettable(self._clock()):
+            if old not in self._sessions or not self._sessions[old].turn.locked():
+                self._sessions.pop(old, None)
+                self._pool.forget(old)
+        if key not in self._sessions:
+            self._sessions[key] = Session(key=key, slot=self._pool.slot(key))
+        return self._sessions[key]
+
+    async def _open(self, session: Session, on_progress: Progress | None) -> Lease:
+        await self._control.connect(on_progress)
+        lease = await self._acquire(session, on_progress)
+        if session.unsettled:
+            note = await lease.settle()
+            if not session.slot.sandbox_id:
+                lease = await self._acquire(session, on_progress)
+            elif session.unsettled:
+                raise SandboxUnavailableError(note, hint="Wait a moment and try again.")
+        return lease
+
+    async def _acquire(self, session: Session, on_progress: Progress | None) -> Lease:
+        state = await self._reuse(session) or await self._find(session)
+        if state is None:
+            if on_progress is not None:
+                await on_progress("Creating a sandbox")
+            await self._create(session)
+        assert session.handle is not None
+        slot = session.slot
+        if slot.lost:
+            state = "recreated"
+        elif slot.created:
+            state = "created"
+        lease = Lease(
+            session,
+            self._control,
+            self._settings,
+            session.handle,
+            state=state or "reused",
+            lost=slot.lost,
+        )
+        slot.lost, slot.created = "", False
+        logger.info(
+            "lease sandbox=%s state=%s generation=%d owner=%s",
+            lease.sandbox_id,
+            lease.state,
+            slot.generation,
+            session.key.owner,
+        )
+        return lease
+
+    async def _reuse(self, session: Session) -> SandboxState | None:
+        """The sandbox that this process knows, if E2B still has it."""
+        if (creation := self._creations.get(session.key)) is not None:
+            await creation.wait()
+        sandbox_id = session.slot.sandbox_id
+        if not sandbox_id:
+            return None
+        if await self._extend(session, sandbox_id):
+            if session.handle is None or not self._control.serves(session.handle):
+                session.handle = await self._control.open(sandbox_id)
+            return "reused"
+        found = await self._control.inspect(sandbox_id)
+        state = await self._take(session, found) if found is not None else None
+        if state is None:
+            session.lose(sandbox_id, expired(self._settings.sandboxes.timeout))
+        return state
+
+    async def _find(self, session: Session) -> SandboxState | None:
+        """The sandbox that another process, or this one before it was restarted, made."""
+        found = choose(await self._control.find(of_session(session.key)))
+        if found is None:
+            return None
+        if session.slot.lost:
+            session.slot.lost = EXPLAIN_REPLACED
+        return await self._take(session, found)
+
+    async def _take(self, session: Session, found: Candidate) -> SandboxState | None:
+        """Connects to a sandbox that E2B has; None when it ended in that moment."""
+        try:
+            handle = await self._control.open(found.sandbox_id)
+        except SandboxLostError:
+            return None
+        self._hold(session, handle, found.generation)
+        return "resumed" if found.paused else "reused"
+
+    def _hold(self, session: Session, handle: "AsyncSandbox", generation: int) -> None:
+        session.handle = handle
+        session.slot.hold(
+            handle.sandbox_id,
+            generation=generation,
+            end_at=self._pool.end_at(self._clock()),
+        )
+
+    async def _create(self, session: Session) -> None:
+        self._pool.reserve(session.key, self._clock())
+        creation = self._creations[session.key] = _Creation()
+        self._running.start_soon(self._carry_out, session, creation)
+        await creation.wait()
+
+    async def _carry_out(self, session: Session, creation: "_Creation") -> None:
+        try:
+            await self._create_or_join(session)
+        # Carried to the call that waits for it, which raises it.
+        except Exception as exc:
+            creation.error = exc
+            logger.info("no sandbox created owner=%s: %r", session.key.owner, exc)
+        except BaseException:
+            creation.error = SandboxUnavailableError("The server is stopping.")
+            raise
+        finally:
+            session.slot.creating = False
+            del self._creations[session.key]
+            creation.done.set()
+
+    async def _create_or_join(self, session: Session) -> None:
+        """Creates a sandbox; when another process created one first, that one serves both."""
+        generation = session.slot.generation + 1
+        handle = await self._control.create(
+            session.key,
+            instance=self._instance,
+            generation=generation,
+            idempotency_key=uuid.uuid4().hex,
+        )
+        logger.info(
+            "created sandbox=%s generation=%d owner=%s",
+            handle.sandbox_id,
+            generation,
+            session.key.owner,
+        )
+        self._hold(session, handle, generation)
+        session.slot.created = True
+        winner = choose(await self._control.find(of_session(session.key)))
+        if winner is None or winner.sandbox_id == handle.sandbox_id:
+            return
+        if await self._take(session, winner) is not None:
+            session.slot.created = False
+            await self._control.kill(handle.sandbox_id)
+
+    async def _extend(self, session: Session, sandbox_id: str) -> bool:
+        now = self._clock()
+        extended = await self._control.extend(sandbox_id)
+        if extended and session.slot.sandbox_id == sandbox_id:
+            session.slot.end_at = self._pool.end_at(now)
+        return extended
+
+    async def _keep_alive(
+        self, session: Session, sandbox_id: str, beating: anyio.CancelScope
+    ) -> None:
+        with beating:
+            while True:
+                await anyio.sleep(self._pool.heartbeat)
+                try:
+                    await self._extend(session, sandbox_id)
+                except E2BAgentError as exc:
+                    logger.warning("not extended sandbox=%s: %s", sandbox_id, exc.message)
+
+
+@dataclass(eq=False)
+class _Creation:
+    """A creation under way, and what its waiters learn of it."""
+
+    done: anyio.Event = field(default_factory=anyio.Event)
+    error: Exception | None = None
+
+    async def wait(self) -> None:
+        await self.done.wait()
+        if self.error is not None:
+            raise self.error
+
+
+def _session_info(candidate: Candidate) -> SessionInfo:
+    return SessionInfo(
+        name=candidate.session,
+        sandbox_id=candidate.sandbox_id,
+        state="paused" if candidate.paused else "running",
+        started_at=candidate.started_at,
+        end_at=candidate.end_at,
+    )
