@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from .errors import EngineError
 
-IsolationChoice = Literal["auto", "bubblewrap", "none"]
+IsolationChoice = Literal["auto", "bubblewrap"]
 NetworkChoice = Literal["public", "none"]
 
 APP = "e2b-agent-mcp"
@@ -38,7 +38,6 @@ class EngineOptions:
     port: int = 0
     idle_exit: float = 900.0  # seconds without a sandbox and without a request
     isolation: IsolationChoice = "auto"
-    allow_unisolated: bool = False
     bubblewrap: Path | None = None
     network: NetworkChoice = "public"
     cpu_count: int = 2
@@ -52,8 +51,6 @@ class EngineOptions:
             raise EngineError(f"host must be a loopback address, not {self.host!r}.")
         if self.isolation not in get_args(IsolationChoice):
             raise EngineError(f"isolation must be one of {', '.join(get_args(IsolationChoice))}.")
-        if self.isolation == "none" and not self.allow_unisolated:
-            raise EngineError('isolation "none" needs allow_unisolated.')
         if self.network not in get_args(NetworkChoice):
             raise EngineError(f"network must be one of {', '.join(get_args(NetworkChoice))}.")
 

@@ -1,0 +1,435 @@
+"""The control plane: E2B's REST API for sandboxes, as its SDKs call it.
+
+Rule: every answer that is not a success is JSON `{"code", "message"}`; the SDKs crash on
+anything else. What this engine does not offer is refused by name, never ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from .egress import NetworkPolicy
+from .errors import InvalidRequest, NotSupported, Refusal, TemplateNotFound
+from .sandbox import (
+    ENVD_VERSION,
+    Lifecycle,
+    PauseMode,
+    Sandbox,
+    SandboxSpec,
+    State,
+)
+
+if TYPE_CHECKING:
+    from .orchestrator import Orchestrator
+
+TEMPLATES = ("base", "code-interpreter-v1")
+DEFAULT_TIMEOUT = 300  # seconds, as in E2B's SDKs
+LONGEST_TIMEOUT = 30 * 24 * 3600  # seconds
+LARGEST_BODY = 1024 * 1024  # bytes
+LARGEST_PAGE = 100
+CLIENT_ID = "e2b-agent-mcp"
+IDEMPOTENCY_KEY_LENGTH = 255
+
+Answer = Callable[[Request], Awaitable[Response]]
+Json = dict[str, Any]  # a decoded body: nothing is known of it yet
+
+
+def create_api(orchestrator: Orchestrator) -> Starlette:
+    """The ASGI application; the front door has checked the API key."""
+    api = ControlPlane(orchestrator)
+    routes = [
+        *_both("/sandboxes", api.create, "POST"),
+        Route("/v2/sandboxes", api.list_page, methods=["GET"]),
+        Route("/sandboxes", api.list_running, methods=["GET"]),
+        Route("/sandboxes/{id}", api.get, methods=["GET"]),
+        Route("/sandboxes/{id}", api.kill, methods=["DELETE"]),
+        *_both("/sandboxes/{id}/connect", api.connect, "POST"),
+        Route("/sandboxes/{id}/resume", api.resume, methods=["POST"]),
+        Route("/sandboxes/{id}/pause", api.pause, methods=["POST"]),
+        Route("/sandboxes/{id}/timeout", api.set_timeout, methods=["POST"]),
+        Route("/sandboxes/{id}/refreshes", api.refresh, methods=["POST"]),
+        Route("/sandboxes/{id}/network", api.set_network, methods=["PUT"]),
+        Route("/sandboxes/{id}/metrics", api.metrics, methods=["GET"]),
+        *(_absent(path, what) for path, what in _ABSENT),
+    ]
+    return Starlette(
+        routes=routes,
+        exception_handlers={Refusal: _refusal, HTTPException: _http_error, Exception: _crash},
+    )
+
+
+_ABSENT = (
+    ("/sandboxes/{id}/snapshots", "Snapshots"),
+    ("/sandboxes/{id}/fork", "Forking"),
+    ("/sandboxes/{id}/logs", "Sandbox logs"),
+    ("/snapshots", "Snapshots"),
+    ("/templates", "Building templates"),
+    ("/templates/{rest:path}", "Building templates"),
+    ("/v2/templates{rest:path}", "Building templates"),
+    ("/v3/templates{rest:path}", "Building templates"),
+    ("/volumes{rest:path}", "Volumes"),
+    ("/secrets{rest:path}", "Secrets"),
+)
+
+
+class ControlPlane:
+    """One method per call; each parses, asks the orchestrator, and words the answer."""
+
+    def __init__(self, orchestrator: Orchestrator) -> None:
+        self._orchestrator = orchestrator
+
+    async def create(self, request: Request) -> Response:
+        body = await _body(request)
+        spec = self._spec(body)
+        key = request.headers.get("idempotency-key")
+        if key is not None and not 0 < len(key) <= IDEMPOTENCY_KEY_LENGTH:
+            raise InvalidRequest("Idempotency-Key must have 1 to 255 characters")
+        sandbox = await self._orchestrator.create(spec, idempotency_key=key)
+        return JSONResponse(_created(sandbox), 201)
+
+    def _spec(self, body: Json) -> SandboxSpec:
+        template = body.get("templateID") or TEMPLATES[0]
+        if template not in TEMPLATES:
+            raise TemplateNotFound(
+                f"Template {str(template)[:100]!r} not found. "
+                f"This engine has the templates {' and '.join(TEMPLATES)}."
+            )
+        for name in ("mcp", "iam", "volumeMounts"):
+            if body.get(name):
+                raise NotSupported(f"{name} is not supported by the embedded engine")
+        return SandboxSpec(
+            template=template,
+            timeout=_timeout(body, "timeout"),
+            network=self._network(body.get("network") or {}, body.get("allow_internet_access")),
+            metadata=_strings(body, "metadata"),
+            env_vars=_strings(body, "envVars"),
+            lifecycle=_lifecycle(body),
+        )
+
+    async def connect(self, request: Request) -> Response:
+        body = await _body(request)
+        sandbox, resumed = await self._orchestrator.resume(
+            request.path_params["id"],
+            _timeout(body, "timeout"),
+            restore_memory=_flag(body, "memory", default=True),
+        )
+        return JSONResponse(_created(sandbox), 201 if resumed else 200)
+
+    async def resume(self, request: Request) -> Response:
+        """The older call: like connect, but refuses a running sandbox."""
+        sandbox = self._orchestrator.find(request.path_params["id"])
+        if sandbox.state is State.RUNNING:
+            return error(409, f"Sandbox {sandbox.id} is already running")
+        return await self.connect(request)
+
+    async def get(self, request: Request) -> Response:
+        sandbox = self._orchestrator.find(request.path_params["id"])
+        return JSONResponse(self._described(sandbox) | _details(sandbox))
+
+    async def list_page(self, request: Request) -> Response:
+        query = request.query_params
+        states = [s for value in query.getlist("state") for s in value.split(",") if s]
+        found = sorted(
+            self._select(query.get("metadata"), states, query), key=_page_key, reverse=True
+        )
+        if query.get("order") == "asc":
+            found.reverse()
+        if token := query.get("nextToken"):
+            found = _after(found, token, ascending=query.get("order") == "asc")
+        limit = _limit(query.get("limit"))
+        page, rest = found[:limit], found[limit:]
+        headers = {"x-next-token": _token(page[-1])} if rest else {}
+        return JSONResponse([self._described(s) for s in page], headers=headers)
+
+    async def list_running(self, request: Request) -> Response:
+        """The older call: no pages, running sandboxes only."""
+        query = request.query_params
+        found = self._select(query.get("metadata"), [State.RUNNING], query)
+        return JSONResponse([self._described(s) for s in found])
+
+    def _select(
+        self, metadata: str | None, states: list[str], query: Mapping[str, str]
+    ) -> list[Sandbox]:
+        wanted = _metadata_filter(metadata)
+        after = _moment(query.get("startedAfter"))
+        template = query.get("template")
+        return [
+            s
+            for s in self._orchestrator.sandboxes()
+            if (not states or s.state in states)
+            and wanted.items() <= s.spec.metadata.items()
+            and s.started_at > after
+            and template in (None, s.spec.template)
+        ]
+
+    async def kill(self, request: Request) -> Response:
+        await self._orchestrator.kill(request.path_params["id"])
+        return Response(status_code=204)
+
+    async def pause(self, request: Request) -> Response:
+        body = await _body(request)
+        mode = PauseMode.FULL if _flag(body, "memory", default=True) else PauseMode.FILESYSTEM
+        await self._orchestrator.pause(request.path_params["id"], mode)
+        return Response(status_code=204)
+
+    async def set_timeout(self, request: Request) -> Response:
+        timeout = _seconds(await _body(request), "timeout", None)
+        self._orchestrator.set_timeout(request.path_params["id"], timeout)
+        return Response(status_code=204)
+
+    async def refresh(self, request: Request) -> Response:
+        duration = _seconds(await _body(request), "duration", DEFAULT_TIMEOUT)
+        self._orchestrator.extend(request.path_params["id"], duration)
+        return Response(status_code=204)
+
+    async def set_network(self, request: Request) -> Response:
+        body = await _body(request)
+        policy = self._network(body, body.get("allow_internet_access"))
+        self._orchestrator.set_network(request.path_params["id"], policy)
+        return Response(status_code=204)
+
+    async def metrics(self, request: Request) -> Response:
+        sandbox = self._orchestrator.find(request.path_params["id"])
+        await self._orchestrator.sample(sandbox)
+        start = float(request.query_params.get("start") or 0)
+        end = float(request.query_params.get("end") or "inf")
+        options = self._orchestrator.options
+        return JSONResponse(
+            [
+                {
+                    "timestamp": _iso(s.at),
+                    "timestampUnix": int(s.at),
+                    "cpuCount": options.cpu_count,
+                    "cpuUsedPct": round(s.cpu_percent, 2),
+                    "memUsed": s.memory_bytes,
+                    "memTotal": options.memory_mb * 1024 * 1024,
+                    "memCache": 0,
+                    "diskUsed": s.disk_bytes,
+                    "diskTotal": options.disk_mb * 1024 * 1024,
+                }
+                for s in sandbox.samples
+                if start <= s.at <= end + 1
+            ]
+        )
+
+    def _network(self, body: object, internet: object) -> NetworkPolicy:
+        if not isinstance(body, dict):
+            raise InvalidRequest("network must be an object")
+        for name in ("rules", "egressProxy", "dnsServers", "maskRequestHost", "httpsPorts"):
+            if body.get(name):
+                raise NotSupported(f"network.{name} is not supported by the embedded engine")
+        if internet is None:
+            internet = self._orchestrator.options.network == "public"
+        return NetworkPolicy(
+            internet, _string_list(body, "allowOut"), _string_list(body, "denyOut")
+        )
+
+    def _described(self, sandbox: Sandbox) -> Json:
+        options = self._orchestrator.options
+        return {
+            "templateID": sandbox.spec.template,
+            "alias": sandbox.spec.template,
+            "sandboxID": sandbox.id,
+            "clientID": CLIENT_ID,
+            "startedAt": _iso(sandbox.started_at),
+            "endAt": _iso(sandbox.end_at),
+            "cpuCount": options.cpu_count,
+            "memoryMB": options.memory_mb,
+            "diskSizeMB": options.disk_mb,
+            "state": sandbox.state,
+            "envdVersion": ENVD_VERSION,
+            "metadata": dict(sandbox.spec.metadata),
+        }
+
+
+def error(code: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"code": code, "message": message}, code, headers=headers)
+
+
+def _created(sandbox: Sandbox) -> Json:
+    return {
+        "templateID": sandbox.spec.template,
+        "alias": sandbox.spec.template,
+        "sandboxID": sandbox.id,
+        "clientID": CLIENT_ID,
+        "envdVersion": ENVD_VERSION,
+        "envdAccessToken": sandbox.envd_token,
+        "trafficAccessToken": sandbox.traffic_token,
+        "domain": None,
+    }
+
+
+def _details(sandbox: Sandbox) -> Json:
+    lifecycle = sandbox.spec.lifecycle
+    details: Json = {
+        "envdAccessToken": sandbox.envd_token,
+        "domain": None,
+        "lifecycle": {"autoResume": lifecycle.auto_resume, "onTimeout": lifecycle.on_timeout},
+    }
+    if sandbox.pause_mode is not None:
+        details["pauseMode"] = sandbox.pause_mode
+    return details
+
+
+# Reading requests
+
+
+async def _body(request: Request) -> Json:
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > LARGEST_BODY:
+            raise HTTPException(413, f"A request body may have at most {LARGEST_BODY} bytes")
+    if not raw:
+        return {}
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise InvalidRequest("The request body is not JSON") from None
+    if not isinstance(body, dict):
+        raise InvalidRequest("The request body must be a JSON object")
+    return body
+
+
+def _seconds(body: Json, name: str, default: int | None) -> int:
+    value = body.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRequest(f"{name} must be a whole number of seconds")
+    if value > LONGEST_TIMEOUT:
+        raise InvalidRequest(f"{name} cannot be greater than {LONGEST_TIMEOUT} seconds")
+    return value
+
+
+def _timeout(body: Json, name: str) -> int:
+    value = _seconds(body, name, DEFAULT_TIMEOUT)
+    if value <= 0:
+        raise InvalidRequest("Timeout must be greater than 0")
+    return value
+
+
+def _flag(body: Json, name: str, *, default: bool) -> bool:
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{name} must be true or false")
+    return value
+
+
+def _strings(body: Json, name: str) -> dict[str, str]:
+    value = body.get(name) or {}
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise InvalidRequest(f"{name} must map names to strings")
+    return value
+
+
+def _string_list(body: Json, name: str) -> tuple[str, ...]:
+    value = body.get(name) or []
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise InvalidRequest(f"{name} must be a list of strings")
+    return tuple(value)
+
+
+def _lifecycle(body: Json) -> Lifecycle:
+    auto_pause = _flag(body, "autoPause", default=False)
+    memory = _flag(body, "autoPauseMemory", default=True)
+    resume = body.get("autoResume") or {}
+    if not isinstance(resume, dict):
+        raise InvalidRequest("autoResume must be an object")
+    auto_resume = _flag(resume, "enabled", default=False)
+    if not memory and not auto_pause:
+        raise InvalidRequest("autoPauseMemory=false needs autoPause")
+    if not memory and auto_resume:
+        raise InvalidRequest("autoPauseMemory=false cannot be combined with autoResume")
+    return Lifecycle(
+        on_timeout="pause" if auto_pause else "kill",
+        pause_mode=PauseMode.FULL if memory else PauseMode.FILESYSTEM,
+        auto_resume=auto_resume,
+    )
+
+
+def _metadata_filter(text: str | None) -> dict[str, str]:
+    """`k=v&k2=v2`; keys and values were quoted once before they were encoded into that."""
+    pairs = urllib.parse.parse_qsl(text or "", keep_blank_values=True)
+    return {urllib.parse.unquote(k): urllib.parse.unquote(v) for k, v in pairs}
+
+
+def _moment(text: str | None) -> float:
+    if text is None:
+        return 0.0
+    try:
+        moment = datetime.fromisoformat(text.replace(" ", "+"))
+    except ValueError:
+        raise InvalidRequest("startedAfter must be an ISO 8601 time") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return LARGEST_PAGE
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_PAGE:
+        raise InvalidRequest(f"limit must be between 1 and {LARGEST_PAGE}")
+    return int(text)
+
+
+# Pages continue after the last sandbox seen, so that sandboxes that come and go between two
+# pages neither repeat nor hide others.
+
+
+def _page_key(sandbox: Sandbox) -> tuple[float, str]:
+    return sandbox.started_at, sandbox.id
+
+
+def _token(sandbox: Sandbox) -> str:
+    return f"{sandbox.started_at!r}_{sandbox.id}"
+
+
+def _after(found: list[Sandbox], token: str, *, ascending: bool) -> list[Sandbox]:
+    started_at, _, sandbox_id = token.partition("_")
+    try:
+        last = float(started_at), sandbox_id
+    except ValueError:
+        raise InvalidRequest("nextToken is not one of ours") from None
+    return [s for s in found if (_page_key(s) > last if ascending else _page_key(s) < last)]
+
+
+def _iso(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat()
+
+
+# Routes and errors
+
+
+def _both(path: str, answer: Answer, method: str) -> list[Route]:
+    return [Route(path, answer, methods=[method]), Route(f"/v2{path}", answer, methods=[method])]
+
+
+def _absent(path: str, what: str) -> Route:
+    async def refuse(request: Request) -> Response:
+        raise NotSupported(f"{what}: not supported by the embedded engine")
+
+    return Route(path, refuse, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+
+
+async def _refusal(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, Refusal)
+    return error(exc.status, exc.message)
+
+
+async def _http_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    return error(exc.status_code, exc.detail, exc.headers)
+
+
+async def _crash(request: Request, exc: Exception) -> Response:
+    return error(500, "The engine failed; its log says more.")

@@ -1,0 +1,346 @@
+"""Finds the engine of a state folder, or starts it.
+
+Rules:
+- A private file (0600, in a private folder) says where the engine listens and what its key is.
+  It is believed only when its owner is this user, its process lives, and the listener proves
+  that it knows the key; the key itself is never sent to find out.
+- Starting holds a lock, so that ten programs that start at once get one engine.
+- The engine belongs to nobody who starts it: it is detached, inherits no file but its log, and
+  no environment but what names folders, languages, package indexes and proxies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import http.client
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import urllib.parse
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, NamedTuple
+
+import anyio
+import anyio.to_thread
+
+from .app import HEALTH_PATH, SHUTDOWN_PATH, proof
+from .errors import StartError
+from .template import ensure_template
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .options import EngineOptions
+
+START_TIMEOUT = 60.0  # seconds from the process to a listener that answers
+STOP_TIMEOUT = 10.0  # seconds
+HEALTH_TIMEOUT = 5.0  # seconds
+LOCK_RETRY = 0.1  # seconds between two looks at a lock that another starter holds
+LOG_TAIL = 2000  # characters shown when a start fails
+LONGEST_RUNTIME_FILE = 64 * 1024  # bytes
+
+_INHERITED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|LANG|LC_\w+|TZ|TMPDIR|XDG_\w+|LD_LIBRARY_PATH|PYTHON\w+"
+    r"|PIP_\w+|UV_\w+|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE"
+    r"|(?i:https?_proxy|all_proxy|no_proxy)"
+)
+_SECRET = re.compile(r"(?i).*(_KEY|TOKEN|SECRET|PASSWORD)$")
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class EngineAddress:
+    """What an E2B SDK needs: `E2B(api_url=…, sandbox_url=…, api_key=…)`."""
+
+    api_url: str
+    sandbox_url: str
+    api_key: str = field(repr=False)
+    pid: int
+
+
+class Runtime(NamedTuple):
+    """What the runtime file says."""
+
+    address: EngineAddress
+    version: str
+    options: str
+
+    def matches(self, options: EngineOptions) -> bool:
+        return self.version == engine_version() and self.options == options.to_json()
+
+    def serves(self, options: EngineOptions) -> bool:
+        """Whether it may be used although it differs: never with another kind of safety."""
+        theirs, ours = json.loads(self.options), json.loads(options.to_json())
+        safety = ("isolation", "bubblewrap", "network")
+        same_major = self.version.split(".")[0] == engine_version().split(".")[0]
+        return same_major and all(theirs.get(name) == ours[name] for name in safety)
+
+
+def engine_version() -> str:
+    try:
+        return version("e2b-agent-mcp")
+    except PackageNotFoundError:
+        return "0"
+
+
+# The runtime file
+
+
+def runtime_file(options: EngineOptions) -> Path:
+    return options.engine_dir / "engine.json"
+
+
+def write_runtime(options: EngineOptions, address: EngineAddress) -> None:
+    said = {**asdict(address), "version": engine_version(), "options": options.to_json()}
+    path = runtime_file(options)
+    draft = path.with_suffix(f".{os.getpid()}")
+    with open(draft, "w", opener=private) as file:
+        json.dump(said, file)
+    draft.replace(path)
+
+
+def read_runtime(options: EngineOptions) -> Runtime | None:
+    """What the file says, if it is there and nobody else can have written it."""
+    try:
+        with open(runtime_file(options), opener=_no_links) as file:
+            info = os.fstat(file.fileno())
+            if info.st_uid != os.getuid() or info.st_mode & 0o077:
+                return None
+            said = json.loads(file.read(LONGEST_RUNTIME_FILE))
+        address = EngineAddress(
+            said["api_url"], said["sandbox_url"], said["api_key"], int(said["pid"])
+        )
+        return Runtime(address, said["version"], said["options"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+# Finding and ending
+
+
+async def find(options: EngineOptions) -> EngineAddress | None:
+    """The live engine of this state folder, whatever its version and options."""
+    runtime = await _find(options)
+    return runtime.address if runtime else None
+
+
+async def stop(options: EngineOptions) -> bool:
+    """Ends the engine and its sandboxes; whether there was one."""
+    address = await find(options)
+    if address is None:
+        return False
+    status, _ = await _ask(address, "POST", SHUTDOWN_PATH)
+    if status == 204:
+        await _wait_for_end(address)
+    return True
+
+
+async def _find(options: EngineOptions) -> Runtime | None:
+    runtime = read_runtime(options)
+    if runtime is None or not _alive(runtime.address.pid):
+        return None
+    challenge = secrets.token_hex(16)
+    try:
+        _, body = await _ask(runtime.address, "GET", f"{HEALTH_PATH}?challenge={challenge}", key="")
+        proven = json.loads(body).get("proof") == proof(runtime.address.api_key, challenge)
+    except (OSError, http.client.HTTPException, ValueError, AttributeError):
+        return None
+    return runtime if proven else None
+
+
+async def _ask(
+    address: EngineAddress, method: str, path: str, *, key: str | None = None
+) -> tuple[int, bytes]:
+    headers = {"X-API-KEY": address.api_key if key is None else key}
+    return await anyio.to_thread.run_sync(
+        _ask_blocking, address.api_url, method, path, headers, abandon_on_cancel=True
+    )
+
+
+def _ask_blocking(
+    url: str, method: str, path: str, headers: Mapping[str, str]
+) -> tuple[int, bytes]:
+    host = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(host.hostname or "", host.port, timeout=HEALTH_TIMEOUT)
+    with contextlib.closing(connection):
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read(LONGEST_RUNTIME_FILE)
+
+
+async def _wait_for_end(address: EngineAddress) -> None:
+    try:
+        process = os.pidfd_open(address.pid)
+    except ProcessLookupError:
+        return
+    try:
+        with anyio.fail_after(STOP_TIMEOUT):
+            await anyio.wait_readable(process)
+    except TimeoutError:
+        raise StartError(f"The engine (process {address.pid}) does not end; kill it.") from None
+    finally:
+        os.close(process)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# Starting
+
+
+async def ensure_ready(
+    options: EngineOptions, *, on_progress: Progress | None = None
+) -> EngineAddress:
+    """The address of a live engine; builds the template and starts the engine when needed.
+
+    The first call on a machine downloads packages for minutes; `on_progress` hears how far.
+    """
+    options.make_dirs()
+    runtime = await _find(options)
+    if runtime is not None and runtime.matches(options):
+        return runtime.address
+    await ensure_template(options, on_progress=on_progress)
+    async with _start_lock(options):
+        runtime = await _find(options)
+        if runtime is not None and await _keep(runtime, options):
+            return runtime.address
+        if on_progress is not None:
+            on_progress("Starting the engine")
+        await _start(options)
+        started = await find(options)
+    if started is None:
+        raise StartError(f"The engine ended right after its start.{_log_tail(options)}")
+    return started
+
+
+async def _keep(runtime: Runtime, options: EngineOptions) -> bool:
+    """Whether to use a live engine. One that differs is ended, unless it has sandboxes."""
+    if runtime.matches(options):
+        return True
+    status, _ = await _ask(runtime.address, "POST", f"{SHUTDOWN_PATH}?if=idle")
+    if status == 204:
+        await _wait_for_end(runtime.address)
+        return False
+    if runtime.serves(options):
+        return True
+    raise StartError(
+        f"An engine with other options (version {runtime.version}, process "
+        f"{runtime.address.pid}) still has sandboxes. Kill them, or use another state folder."
+    )
+
+
+async def _start(options: EngineOptions) -> None:
+    with _ready_pipe() as (told, tells):
+        with open(options.log_file, "ab", opener=private) as log:
+            first = await anyio.to_thread.run_sync(_spawn, options, log.fileno(), tells)
+        os.close(tells)
+        pid = None
+        try:
+            with anyio.fail_after(START_TIMEOUT):
+                pid = await _read_line(told)
+                ready = await _read_line(told) if first == 0 else ""
+        except TimeoutError:
+            if pid:
+                os.kill(int(pid), signal.SIGKILL)
+            raise StartError(
+                f"The engine did not answer within {START_TIMEOUT:.0f} s.{_log_tail(options)}"
+            ) from None
+    if ready != "ready":
+        raise StartError(f"The engine did not start.{_log_tail(options)}")
+
+
+def _spawn(options: EngineOptions, log: int, tells: int) -> int:
+    """Starts the process that starts the engine, and waits for that first one to leave."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", __package__, "--background", f"--ready-fd={tells}"),
+            *("--options-json", options.to_json()),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=inherited_environment(os.environ),
+        cwd="/",
+        pass_fds=(tells,),
+        start_new_session=True,
+        check=False,
+    ).returncode
+
+
+def inherited_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environ.items()
+        if _INHERITED.fullmatch(name) and not _SECRET.fullmatch(name)
+    }
+
+
+@contextmanager
+def _ready_pipe() -> Iterator[tuple[int, int]]:
+    told, tells = os.pipe()
+    try:
+        yield told, tells
+    finally:
+        os.close(told)
+        with suppress(OSError):
+            os.close(tells)
+
+
+async def _read_line(fd: int) -> str:
+    line = bytearray()
+    while True:
+        await anyio.wait_readable(fd)
+        byte = os.read(fd, 1)
+        if byte in (b"\n", b""):
+            return line.decode()
+        line += byte
+
+
+@asynccontextmanager
+async def _start_lock(options: EngineOptions) -> AsyncIterator[None]:
+    with open(options.state_dir / "start.lock", "ab", opener=private) as file:
+        with anyio.fail_after(START_TIMEOUT + STOP_TIMEOUT):
+            while not take_lock(file.fileno()):
+                await anyio.sleep(LOCK_RETRY)
+        yield
+
+
+def take_lock(fd: int) -> bool:
+    """Held until the file is closed, or its process is gone."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _log_tail(options: EngineOptions) -> str:
+    try:
+        text = options.log_file.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+    return f" Its log ({options.log_file}) ends with:\n{text[-LOG_TAIL:]}" if text else ""
+
+
+def private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, mode=0o600)
+
+
+def _no_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)

@@ -1,0 +1,484 @@
+"""Makes, pauses, resumes and ends sandboxes; the only writer of their records.
+
+Rules:
+- One task owns one box, from launch to the last file removed. Whatever ends the box (a kill,
+  its deadline, its own death, the engine's end) ends that task, and the task cleans up.
+- A sandbox is in the records from the moment it answers until its kill begins, never before
+  or after. An unknown id, an ended sandbox and a dead box look the same from outside.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import anyio
+import anyio.to_thread
+
+from .clock import Clock, SystemClock
+from .connection import GuestGone, exchange
+from .egress import EgressProxy, NetworkPolicy
+from .errors import (
+    Conflict,
+    EngineError,
+    KeyReused,
+    LaunchError,
+    LaunchRefused,
+    SandboxNotFound,
+    TooManySandboxes,
+)
+from .isolation import Box, BoxSpec, Isolation, Limits, Owner
+from .sandbox import (
+    Machine,
+    PauseMode,
+    Sample,
+    Sandbox,
+    SandboxSpec,
+    State,
+    new_sandbox_id,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Iterator
+    from pathlib import Path
+
+    from anyio.abc import TaskGroup, TaskStatus
+
+    from .options import EngineOptions
+    from .template import Template
+
+logger = logging.getLogger(__name__)
+
+LAUNCH_TIMEOUT = 60.0  # seconds from launch to a guest that answers
+CLEANUP_TIMEOUT = 30.0  # seconds for a box to die and its home to go
+AUTO_RESUME_TIMEOUT = 300.0  # seconds at least that traffic buys a paused sandbox, as on E2B
+DISK_TIMEOUT = 5.0  # seconds to count what a home holds
+LISTEN_BACKLOG = 1024
+
+
+@dataclass(eq=False)
+class _Attempt:
+    """A create under an idempotency key; kept as long as its sandbox."""
+
+    spec: SandboxSpec
+    done: anyio.Event = field(default_factory=anyio.Event)
+    sandbox: Sandbox | None = None
+
+
+class Orchestrator:
+    """`async with` it; leaving kills every sandbox and removes what they left."""
+
+    def __init__(
+        self,
+        options: EngineOptions,
+        isolation: Isolation,
+        template: Template,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        self.options = options
+        self.clock: Clock = clock or SystemClock()
+        self._isolation = isolation
+        self._template = template
+        self._sandboxes: dict[str, Sandbox] = {}
+        self._attempts: dict[str, _Attempt] = {}
+        self._starting = 0
+        self._deadlines_changed = anyio.Event()
+        self._tasks: TaskGroup
+        self.last_change = self.clock.now()
+
+    async def __aenter__(self) -> Self:
+        wipe_leftovers(self.options)
+        self._tasks = await anyio.create_task_group().__aenter__()
+        self._tasks.start_soon(self._reap)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._sandboxes.clear()
+        self._tasks.cancel_scope.cancel()
+        await self._tasks.__aexit__(None, None, None)
+
+    # Reading
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._sandboxes or self._starting)
+
+    def sandboxes(self) -> Collection[Sandbox]:
+        return self._sandboxes.values()
+
+    def find(self, sandbox_id: str) -> Sandbox:
+        try:
+            return self._sandboxes[sandbox_id]
+        except KeyError:
+            raise SandboxNotFound(sandbox_id) from None
+
+    async def sample(self, sandbox: Sandbox) -> None:
+        """Adds what the box uses now to the sandbox's short history."""
+        if sandbox.machine is None:
+            return
+        usage = await anyio.to_thread.run_sync(sandbox.machine.box.usage)
+        now = self.clock.now()
+        before = sandbox.samples[-1] if sandbox.samples else None
+        since = before.at if before else sandbox.started_at
+        used = usage.cpu_seconds - (before.cpu_seconds if before else 0.0)
+        percent = max(0.0, 100 * used / max(now - since, 0.001))
+        disk = await disk_usage(sandbox.home, self._isolation.owner)
+        sandbox.samples.append(Sample(now, usage.cpu_seconds, percent, usage.memory_bytes, disk))
+
+    # Changing
+
+    async def create(self, spec: SandboxSpec, *, idempotency_key: str | None = None) -> Sandbox:
+        """A running sandbox; the same key and spec answer with the same sandbox."""
+        if idempotency_key is None:
+            return await self._create(spec)
+        while (attempt := self._attempts.get(idempotency_key)) is not None:
+            if attempt.spec != spec:
+                raise KeyReused("This idempotency key was used with another request body.")
+            await attempt.done.wait()
+            if attempt.sandbox is not None:
+                return attempt.sandbox
+        attempt = self._attempts[idempotency_key] = _Attempt(spec)
+        try:
+            attempt.sandbox = await self._create(spec)
+        finally:
+            if attempt.sandbox is None:
+                del self._attempts[idempotency_key]
+            attempt.done.set()
+        return attempt.sandbox
+
+    async def _create(self, spec: SandboxSpec) -> Sandbox:
+        if len(self._sandboxes) + self._starting >= self.options.max_sandboxes:
+            raise TooManySandboxes(
+                f"This engine already has {self.options.max_sandboxes} sandboxes (max_sandboxes). "
+                "Kill one, or start the engine with a higher limit."
+            )
+        sandbox = self._new_record(spec)
+        self._starting += 1
+        try:
+            await self._start(sandbox)
+        finally:
+            self._starting -= 1
+            self._touch()
+        sandbox.end_at = self.clock.now() + spec.timeout
+        self._sandboxes[sandbox.id] = sandbox
+        logger.info("created %s", sandbox.id)
+        return sandbox
+
+    def _new_record(self, spec: SandboxSpec) -> Sandbox:
+        sandbox_id = new_sandbox_id()
+        now = self.clock.now()
+        return Sandbox(
+            id=sandbox_id,
+            spec=spec,
+            home=self.options.homes_dir / sandbox_id,
+            socket_path=self.options.engine_dir / f"{sandbox_id}.sock",
+            network=spec.network,
+            started_at=now,
+            end_at=now + spec.timeout,
+        )
+
+    async def kill(self, sandbox_id: str) -> None:
+        sandbox = self.find(sandbox_id)
+        self._forget(sandbox)
+        async with sandbox.changing:
+            await self._stop(sandbox)
+            await self._remove_home(sandbox)
+        logger.info("killed %s", sandbox.id)
+
+    async def pause(self, sandbox_id: str, mode: PauseMode) -> None:
+        sandbox = self.find(sandbox_id)
+        async with sandbox.changing:
+            self.find(sandbox_id)  # it may have ended while we waited
+            if sandbox.state is State.PAUSED:
+                raise Conflict(f"Sandbox {sandbox_id} is already paused")
+            await self._pause(sandbox, mode)
+
+    async def _pause(self, sandbox: Sandbox, mode: PauseMode) -> None:
+        assert sandbox.machine is not None
+        sandbox.state, sandbox.pause_mode = State.PAUSED, mode
+        if mode is PauseMode.FULL:
+            await sandbox.machine.box.freeze()
+            sandbox.drop_exchanges()
+        else:
+            await self._stop(sandbox)
+        self._touch()
+        logger.info("paused %s (%s)", sandbox.id, mode)
+
+    async def resume(
+        self, sandbox_id: str, timeout: float, *, restore_memory: bool = True
+    ) -> tuple[Sandbox, bool]:
+        """The running sandbox, and whether it had to be resumed.
+
+        A running sandbox is only extended: connecting never shortens its life.
+        """
+        sandbox = self.find(sandbox_id)
+        async with sandbox.changing:
+            self.find(sandbox_id)
+            resumed = sandbox.state is State.PAUSED
+            if resumed:
+                await self._resume(sandbox, restore_memory=restore_memory)
+                sandbox.end_at = 0.0
+            self._set_end(sandbox, max(sandbox.end_at, self.clock.now() + timeout))
+        return sandbox, resumed
+
+    async def _resume(self, sandbox: Sandbox, *, restore_memory: bool) -> None:
+        if not restore_memory:
+            sandbox.pause_mode = PauseMode.FILESYSTEM
+            await self._stop(sandbox)
+        if sandbox.machine is None:
+            await self._start(sandbox)
+        else:
+            sandbox.machine.box.thaw()
+        sandbox.state, sandbox.pause_mode = State.RUNNING, None
+        logger.info("resumed %s", sandbox.id)
+
+    async def wake(self, sandbox: Sandbox) -> None:
+        """Resumes a paused sandbox for the traffic that wants it."""
+        await self.resume(sandbox.id, max(sandbox.spec.timeout, AUTO_RESUME_TIMEOUT))
+
+    def set_timeout(self, sandbox_id: str, timeout: float) -> None:
+        """Counts from now and may shorten; 0 ends the sandbox at once."""
+        sandbox = self.find(sandbox_id)
+        if sandbox.state is State.PAUSED:
+            raise SandboxNotFound(sandbox_id)
+        self._set_end(sandbox, self.clock.now() + max(0.0, timeout))
+
+    def extend(self, sandbox_id: str, duration: float) -> None:
+        """Like `set_timeout`, but never shortens."""
+        sandbox = self.find(sandbox_id)
+        self._set_end(sandbox, max(sandbox.end_at, self.clock.now() + duration))
+
+    def set_network(self, sandbox_id: str, network: NetworkPolicy) -> None:
+        sandbox = self.find(sandbox_id)
+        sandbox.network = network
+        if sandbox.machine is not None:
+            sandbox.machine.egress.policy = network
+
+    def _set_end(self, sandbox: Sandbox, end_at: float) -> None:
+        sandbox.end_at = end_at
+        self._touch()
+
+    def _touch(self) -> None:
+        self.last_change = self.clock.now()
+        self._deadlines_changed.set()
+
+    def _forget(self, sandbox: Sandbox) -> None:
+        self._sandboxes.pop(sandbox.id, None)
+        for key in [k for k, a in self._attempts.items() if a.sandbox is sandbox]:
+            del self._attempts[key]
+        self._touch()
+
+    # Deadlines
+
+    async def _reap(self) -> None:
+        while True:
+            self._deadlines_changed = anyio.Event()
+            now = self.clock.now()
+            running = [s for s in self._sandboxes.values() if s.state is State.RUNNING]
+            for sandbox in running:
+                if sandbox.end_at <= now and not sandbox.changing.locked():
+                    self._tasks.start_soon(self._expire, sandbox)
+            upcoming = [s.end_at for s in running if s.end_at > now]
+            await self.clock.wait(self._deadlines_changed, min(upcoming, default=float("inf")))
+
+    async def _expire(self, sandbox: Sandbox) -> None:
+        lifecycle = sandbox.spec.lifecycle
+        try:
+            if lifecycle.on_timeout == "pause":
+                await self.pause(sandbox.id, lifecycle.pause_mode)
+            else:
+                await self.kill(sandbox.id)
+        except (SandboxNotFound, Conflict):
+            return
+        except Exception:
+            # The deadline must hold although one sandbox could not be ended in the usual way.
+            logger.exception("could not end %s at its deadline", sandbox.id)
+            self._forget(sandbox)
+
+    # Boxes
+
+    async def _start(self, sandbox: Sandbox) -> None:
+        """A box for this sandbox that answers; on failure nothing of it is left but the home."""
+        try:
+            with anyio.fail_after(LAUNCH_TIMEOUT):
+                await self._tasks.start(self._own_box, sandbox)
+        except (LaunchError, EngineError, GuestGone, OSError, TimeoutError) as exc:
+            logger.error("launching %s failed: %r", sandbox.id, exc)
+            raise LaunchRefused(f"The sandbox could not be started: {_reason(exc)}") from exc
+
+    async def _own_box(
+        self, sandbox: Sandbox, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        answered, stopped = False, anyio.Event()
+        try:
+            async with self._machine(sandbox, stopped) as machine:
+                await self._greet(sandbox)
+                sandbox.machine, answered = machine, True
+                task_status.started()
+                logger.info("box of %s ended (%s)", sandbox.id, await machine.box.wait())
+        except Exception:
+            # After the start nobody waits for this task: its failure must not end the engine.
+            if not answered:
+                raise
+            logger.exception("could not clean up after the box of %s", sandbox.id)
+        finally:
+            sandbox.machine = None
+            sandbox.drop_exchanges()
+            with _shielded():
+                await self._after_box(sandbox, answered)
+            stopped.set()
+
+    async def _after_box(self, sandbox: Sandbox, answered: bool) -> None:
+        """What a box leaves: a home to keep (paused without memory, or a refused resume)."""
+        if sandbox.pause_mode is PauseMode.FILESYSTEM and sandbox.id in self._sandboxes:
+            return
+        if answered and sandbox.id in self._sandboxes:
+            logger.warning("%s died by itself", sandbox.id)
+            self._forget(sandbox)
+        await self._remove_home(sandbox)
+
+    @asynccontextmanager
+    async def _machine(self, sandbox: Sandbox, stopped: anyio.Event) -> AsyncIterator[Machine]:
+        egress_dir = self.options.engine_dir / f"{sandbox.id}.net"
+        with _folder(egress_dir), _listener(sandbox.socket_path) as listener:
+            async with EgressProxy(egress_dir / "proxy.sock", sandbox.network) as egress:
+                box = await self._launch(sandbox, listener, egress_dir)
+                try:
+                    yield Machine(box, egress, stopped)
+                finally:
+                    with _shielded():
+                        box.kill()
+                        await box.aclose()
+
+    async def _launch(self, sandbox: Sandbox, listener: socket.socket, egress_dir: Path) -> Box:
+        options = self.options
+        if not sandbox.home.exists():
+            sandbox.home.mkdir(mode=0o700)
+            self._isolation.owner.take(sandbox.home)
+        try:
+            return await self._isolation.launch(
+                BoxSpec(
+                    sandbox_id=sandbox.id,
+                    home=sandbox.home,
+                    listener=listener,
+                    template=self._template,
+                    egress_dir=egress_dir,
+                    limits=Limits(
+                        memory_mb=options.memory_mb,
+                        cpu_count=options.cpu_count,
+                        disk_mb=options.disk_mb,
+                        max_processes=options.max_processes,
+                    ),
+                    env={},
+                )
+            )
+        finally:
+            # Only the guest may hold the listener: when it dies, connections fail at once.
+            listener.close()
+
+    async def _greet(self, sandbox: Sandbox) -> None:
+        """Tells the guest what it needs, and returns when it serves."""
+        told = {
+            "envVars": dict(sandbox.spec.env_vars),
+            "hostname": sandbox.id,
+            "timestamp": self.clock.now(),
+        }
+        for method, path, body in (
+            ("POST", "/init", json.dumps(told).encode()),
+            ("GET", "/health", b""),
+        ):
+            try:
+                status, _ = await exchange(sandbox.socket_path, method, path, body=body)
+            except GuestGone as exc:
+                raise LaunchError("the guest ended before it answered") from exc
+            if status not in (200, 204):
+                raise LaunchError(f"the guest answered {path} with {status}")
+
+    async def _stop(self, sandbox: Sandbox) -> None:
+        if (machine := sandbox.machine) is not None:
+            machine.box.kill()
+            await machine.stopped.wait()
+
+    async def _remove_home(self, sandbox: Sandbox) -> None:
+        await anyio.to_thread.run_sync(remove_tree, sandbox.home)
+
+
+def wipe_leftovers(options: EngineOptions) -> None:
+    """Removes what an engine that was killed left; only the lock's holder may call it."""
+    for path in options.homes_dir.iterdir():
+        remove_tree(path)
+    for path in options.engine_dir.glob("*.sock"):
+        path.unlink()
+    for path in options.engine_dir.glob("*.net"):
+        remove_tree(path)
+
+
+def remove_tree(folder: Path) -> None:
+    """Removes what a sandbox wrote: any depth, any mode, links never followed."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except (OSError, RecursionError):
+        for argv in (["chmod", "-R", "u+rwX", folder], ["rm", "-rf", folder]):
+            subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if folder.exists():
+            logger.error("could not remove %s", folder)
+
+
+async def disk_usage(folder: Path, owner: Owner) -> int:
+    """Bytes allocated below a folder that a sandbox is writing to, seen with its own rights."""
+    other = owner.uid if owner.is_other else None
+    with anyio.move_on_after(DISK_TIMEOUT):
+        done = await anyio.run_process(
+            ["du", "-sx", "--block-size=1", folder],
+            check=False,
+            stderr=subprocess.DEVNULL,
+            user=other,
+            group=other,
+        )
+        return int(done.stdout.split(b"\t")[0] or 0)
+    return 0
+
+
+@contextmanager
+def _listener(path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(os.fspath(path))
+        try:
+            path.chmod(0o600)
+            listener.listen(LISTEN_BACKLOG)
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    path.mkdir(mode=0o711)
+    try:
+        yield
+    finally:
+        remove_tree(path)
+
+
+@contextmanager
+def _shielded() -> Iterator[None]:
+    with anyio.CancelScope(shield=True, deadline=anyio.current_time() + CLEANUP_TIMEOUT) as scope:
+        yield
+    if scope.cancelled_caught:
+        logger.error("cleaning up after a box took longer than %s s", CLEANUP_TIMEOUT)
+
+
+def _reason(exc: BaseException) -> str:
+    if isinstance(exc, TimeoutError):
+        return f"it did not answer within {LAUNCH_TIMEOUT:.0f} s"
+    return str(exc) or type(exc).__name__

@@ -1,0 +1,283 @@
+"""The data plane: carries a client's request into the sandbox it names, and the answer back.
+
+Rules:
+- The sandbox and its port come from headers, else from the host name `{port}-{id}.…`, else
+  (a signed file URL names neither) from the signature. Every request proves that it may enter.
+- Bytes only: bodies stream in both directions, each waits for the slower side, none is kept.
+- When the client goes, the guest's connection closes at once. When the guest breaks off, the
+  client's connection is aborted: an answer that was cut never looks complete.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.parse
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import anyio
+import h11
+from starlette.datastructures import Headers
+
+from .api import error
+from .connection import ENVD_PORT, GuestConnection, GuestGone, connect
+from .errors import Refusal, SandboxNotFound
+from .sandbox import Operation, PauseMode, Sandbox, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from starlette.responses import JSONResponse
+    from starlette.types import Receive, Scope, Send
+
+    from .orchestrator import Orchestrator
+
+SANDBOX_HOST = re.compile(r"(\d{1,5})-([a-z0-9]+)\.")
+FILES_PATH = "/files"
+OPERATIONS: Mapping[str, Operation] = {"GET": "read", "HEAD": "read", "POST": "write"}
+
+# Ours alone: the orchestrator speaks to the guest past the router.
+HOST_ONLY_PATHS = ("/init",)
+
+# Between two neighbours, never passed on (RFC 9110, 7.6.1), and what proved the right to enter.
+_HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-connection te trailer transfer-encoding upgrade".split()
+)
+_NOT_FOR_THE_GUEST = _HOP_BY_HOP | frozenset(
+    b"expect x-api-key x-access-token e2b-traffic-access-token e2b-sandbox-id e2b-sandbox-port"
+    b"".split()
+)
+
+
+class Target(NamedTuple):
+    sandbox_id: str | None  # None: the signature of a file URL tells
+    port: int
+
+
+def target_of(scope: Scope) -> Target | None:
+    """Where a request wants to go; `None`: it is meant for the control plane."""
+    headers = Headers(scope=scope)
+    if (sandbox_id := headers.get("e2b-sandbox-id")) is not None:
+        return Target(sandbox_id, _port(headers.get("e2b-sandbox-port", str(ENVD_PORT))))
+    if match := SANDBOX_HOST.match(headers.get("host", "")):
+        return Target(match[2], _port(match[1]))
+    if scope["path"] == FILES_PATH:
+        return Target(None, ENVD_PORT)
+    return None
+
+
+class Router:
+    def __init__(self, orchestrator: Orchestrator) -> None:
+        self._orchestrator = orchestrator
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, target: Target) -> None:
+        entry = _Entry.of(scope, target.port)
+        try:
+            sandbox = self._admit(target, entry)
+            if isinstance(sandbox, Sandbox):
+                refusal = await self._forward(sandbox, entry, scope, receive, send)
+            else:
+                refusal = sandbox
+        except SandboxNotFound:
+            refusal = not_found(target.sandbox_id or "")
+        if refusal is not None:
+            await refusal(scope, receive, send)
+
+    def _admit(self, target: Target, entry: _Entry) -> Sandbox | JSONResponse:
+        """The sandbox that this request may enter, or the answer that refuses it."""
+        if target.sandbox_id is None:
+            for sandbox in self._orchestrator.sandboxes():
+                if entry.signed_by(sandbox):
+                    return entry.expired() or sandbox
+            return _UNAUTHORIZED()
+        sandbox = self._orchestrator.find(target.sandbox_id)
+        if entry.path in HOST_ONLY_PATHS and target.port == ENVD_PORT:
+            return error(403, f"{entry.path} is not open to clients")
+        if entry.holds_token_of(sandbox):
+            return sandbox
+        if entry.signed_by(sandbox):
+            return entry.expired() or sandbox
+        return _UNAUTHORIZED()
+
+    async def _forward(
+        self, sandbox: Sandbox, entry: _Entry, scope: Scope, receive: Receive, send: Send
+    ) -> JSONResponse | None:
+        if sandbox.state is State.PAUSED:
+            if not sandbox.spec.lifecycle.auto_resume or sandbox.pause_mode is not PauseMode.FULL:
+                return not_found(sandbox.id)
+            try:
+                await self._orchestrator.wake(sandbox)
+            except SandboxNotFound:
+                raise
+            except Refusal as exc:
+                return _bad_gateway(sandbox.id, exc.message)
+        passage = _Passage(scope, receive, send)
+        with _listed(sandbox.exchanges):
+            try:
+                async with connect(sandbox.socket_path) as guest:
+                    await passage.run(guest, entry.port)
+            except GuestGone:
+                pass
+        if passage.finished or passage.client_gone or passage.answering:
+            # Returning in the middle of an answer makes the server abort the connection.
+            return None
+        if sandbox.machine is None or sandbox.state is State.PAUSED:
+            return not_found(sandbox.id)
+        return _bad_gateway(sandbox.id, "The sandbox closed the connection before it answered")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a request shows to be let in."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    port: int
+    envd_token: str | None
+    traffic_token: str | None
+
+    @classmethod
+    def of(cls, scope: Scope, port: int) -> _Entry:
+        headers = Headers(scope=scope)
+        query = urllib.parse.parse_qsl(scope["query_string"].decode("latin-1"))
+        return cls(
+            method=scope["method"],
+            path=scope["path"],
+            query=dict(query),
+            port=port,
+            envd_token=headers.get("x-access-token"),
+            traffic_token=headers.get("e2b-traffic-access-token"),
+        )
+
+    def holds_token_of(self, sandbox: Sandbox) -> bool:
+        if sandbox.accepts_envd(self.envd_token):
+            return True
+        return self.port != ENVD_PORT and sandbox.accepts_traffic(self.traffic_token)
+
+    def signed_by(self, sandbox: Sandbox) -> bool:
+        operation = OPERATIONS.get(self.method)
+        given = self.query.get("signature")
+        if given is None or operation is None:
+            return False
+        if self.path != FILES_PATH or self.port != ENVD_PORT:
+            return False
+        return sandbox.signed(
+            given,
+            self.query.get("path", ""),
+            operation,
+            self.query.get("username", ""),
+            self.query.get("signature_expiration"),
+        )
+
+    def expired(self) -> JSONResponse | None:
+        """Asked once the signature, which covers the expiration, has been found good."""
+        expiration = self.query.get("signature_expiration")
+        if expiration is None or int(expiration) >= time.time():
+            return None
+        return error(401, "signature is already expired")
+
+
+class _Passage:
+    """One request on its way in and its answer on the way out."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self.answering = False
+        self.finished = False
+        self.client_gone = False
+
+    async def run(self, guest: GuestConnection, port: int) -> None:
+        await guest.send(_request_head(self._scope, port))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._carry_in, guest, tasks.cancel_scope)
+            with suppress(GuestGone):
+                await self._carry_out(guest)
+            tasks.cancel_scope.cancel()
+
+    async def _carry_in(self, guest: GuestConnection, passage: anyio.CancelScope) -> None:
+        """Carries the body, then watches for the client's leaving."""
+        takes_body = True
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.client_gone = True
+                passage.cancel()
+                return
+            if not takes_body:
+                continue
+            try:
+                if body := message.get("body"):
+                    await guest.send(h11.Data(data=body))
+                if not message.get("more_body", False):
+                    await guest.send(h11.EndOfMessage())
+            except (GuestGone, h11.LocalProtocolError):
+                # A guest may answer without reading the body; the answer still counts.
+                takes_body = False
+
+    async def _carry_out(self, guest: GuestConnection) -> None:
+        while not self.finished:
+            event = await guest.next_event()
+            if isinstance(event, h11.Response):
+                self.answering = True
+                await self._send(_answer_head(event))
+            elif isinstance(event, h11.Data):
+                body = bytes(event.data)
+                await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            else:
+                await self._send({"type": "http.response.body"})
+                self.finished = True
+
+
+def not_found(sandbox_id: str) -> JSONResponse:
+    """The SDKs recognize a sandbox that is gone or paused by this very message."""
+    return _bad_gateway(sandbox_id, "The sandbox was not found")
+
+
+def _bad_gateway(sandbox_id: str, message: str) -> JSONResponse:
+    answer = error(502, message)
+    answer.body = answer.render({"sandboxId": sandbox_id, "message": message, "code": 502})
+    answer.headers["content-length"] = str(len(answer.body))
+    return answer
+
+
+def _UNAUTHORIZED() -> JSONResponse:
+    return error(401, "The access token or signature of the sandbox is missing or wrong")
+
+
+def _request_head(scope: Scope, port: int) -> h11.Request:
+    headers = [(k, v) for k, v in scope["headers"] if k not in _NOT_FOR_THE_GUEST]
+    if any(k == b"transfer-encoding" for k, _ in scope["headers"]):
+        headers.append((b"transfer-encoding", b"chunked"))
+    headers += [(b"e2b-sandbox-port", str(port).encode()), (b"connection", b"close")]
+    target = scope["raw_path"]
+    if scope["query_string"]:
+        target += b"?" + scope["query_string"]
+    return h11.Request(method=scope["method"], target=target, headers=headers)
+
+
+def _answer_head(event: h11.Response) -> dict[str, object]:
+    headers: Iterable[tuple[bytes, bytes]] = event.headers
+    return {
+        "type": "http.response.start",
+        "status": event.status_code,
+        "headers": [(k, v) for k, v in headers if k not in _HOP_BY_HOP],
+    }
+
+
+def _port(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) <= 5 else 0
+
+
+@contextmanager
+def _listed(exchanges: set[anyio.CancelScope]) -> Iterator[None]:
+    with anyio.CancelScope() as scope:
+        exchanges.add(scope)
+        try:
+            yield
+        finally:
+            exchanges.discard(scope)

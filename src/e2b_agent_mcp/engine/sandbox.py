@@ -1,0 +1,129 @@
+"""One sandbox's record: what was asked for, its tokens, its deadline and its box.
+
+A record outlives its box only while the sandbox is paused without memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import hashlib
+import hmac
+import secrets
+import string
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from .egress import EgressProxy, NetworkPolicy
+    from .isolation import Box
+
+Operation = Literal["read", "write"]
+
+ENVD_VERSION = "0.6.13"  # the envd whose behaviour the guest offers; SDKs gate features on it
+METRICS_KEPT = 120  # samples
+
+_ID_ALPHABET = string.ascii_lowercase + string.digits
+
+
+class State(enum.StrEnum):
+    RUNNING = "running"
+    PAUSED = "paused"
+
+
+class PauseMode(enum.StrEnum):
+    FULL = "full"  # the box is frozen and keeps its memory
+    FILESYSTEM = "filesystem"  # only the home is kept; resuming starts a new box on it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lifecycle:
+    """What happens at the deadline."""
+
+    on_timeout: Literal["kill", "pause"] = "kill"
+    pause_mode: PauseMode = PauseMode.FULL
+    auto_resume: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SandboxSpec:
+    """What a create asked for."""
+
+    template: str
+    timeout: float
+    network: NetworkPolicy
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    env_vars: Mapping[str, str] = field(default_factory=dict, repr=False)
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+
+
+class Sample(NamedTuple):
+    at: float
+    cpu_seconds: float
+    cpu_percent: float
+    memory_bytes: int
+    disk_bytes: int
+
+
+@dataclass(eq=False)
+class Machine:
+    """A box that runs, with what the host keeps for it."""
+
+    box: Box
+    egress: EgressProxy
+    stopped: anyio.Event  # set when the box and all that belongs to it are gone
+
+
+@dataclass(eq=False, kw_only=True)
+class Sandbox:
+    id: str
+    spec: SandboxSpec
+    home: Path
+    socket_path: Path
+    network: NetworkPolicy
+    started_at: float
+    end_at: float
+    envd_token: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
+    traffic_token: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
+    state: State = State.RUNNING
+    pause_mode: PauseMode | None = None
+    machine: Machine | None = None
+    samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=METRICS_KEPT))
+    # The data plane's requests in flight; a pause ends them as E2B's does.
+    exchanges: set[anyio.CancelScope] = field(default_factory=set)
+    # Orders pause, resume, kill and expiry of this sandbox.
+    changing: anyio.Lock = field(default_factory=anyio.Lock)
+
+    def accepts_envd(self, token: str | None) -> bool:
+        return _same(token, self.envd_token)
+
+    def accepts_traffic(self, token: str | None) -> bool:
+        return _same(token, self.traffic_token)
+
+    def signed(
+        self, given: str, path: str, operation: Operation, user: str, expiration: str | None
+    ) -> bool:
+        """Whether a file URL's signature was made with this sandbox's token."""
+        text = f"{path}:{operation}:{user}:{self.envd_token}"
+        if expiration is not None:
+            text += f":{expiration}"
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest())
+        return _same(given, "v1_" + digest.decode().rstrip("="))
+
+    def drop_exchanges(self) -> None:
+        for exchange in tuple(self.exchanges):
+            exchange.cancel()
+
+
+def new_sandbox_id() -> str:
+    return "i" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(20))
+
+
+def _same(given: str | None, expected: str) -> bool:
+    return given is not None and hmac.compare_digest(given.encode(), expected.encode())
