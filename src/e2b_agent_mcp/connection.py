@@ -4,12 +4,19 @@ The one place outside the engine that imports it.
 """
 
 import ipaddress
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream
 
 from e2b_agent_mcp.errors import EngineUnavailableError, SettingsError
 from e2b_agent_mcp.lifecycle import E2BParams, Progress
 from e2b_agent_mcp.settings import E2BSettings, EngineSettings, Secret, Settings
+
+if TYPE_CHECKING:
+    from e2b_agent_mcp.engine import EngineOptions
 
 
 async def e2b_params(settings: Settings, *, on_progress: Progress | None = None) -> E2BParams:
@@ -40,25 +47,19 @@ def _configured(e2b: E2BSettings, api_key: Secret) -> E2BParams:
     )
 
 
-async def _embedded(settings: Settings, on_progress: Progress | None) -> E2BParams:
+def engine_options(settings: Settings) -> "EngineOptions":
+    """The embedded engine's own options; raises `EngineUnavailableError` for ones it refuses."""
     # Imported on first use: a server that uses E2B's cloud never needs it.
-    from e2b_agent_mcp.engine import EngineError, EngineOptions, ensure_ready
+    from e2b_agent_mcp.engine import EngineError, EngineOptions
 
     try:
-        options = EngineOptions(**_engine_options(settings.engine, settings.sandboxes.max))
-        address = await ensure_ready(options, on_progress)
-    except (EngineError, OSError) as exc:
-        raise EngineUnavailableError(
-            f"The embedded engine cannot run here: {exc}",
-            hint="Run `e2b-agent-mcp doctor`, or set E2B_API_KEY to use E2B's cloud.",
-        ) from exc
-    return E2BParams(
-        api_key=Secret(address.api_key), api_url=address.api_url, sandbox_url=address.sandbox_url
-    )
+        return EngineOptions(**_given_options(settings.engine, settings.sandboxes.max))
+    except EngineError as exc:
+        raise _unavailable(exc) from exc
 
 
 # Any: each option has a type of its own, which EngineOptions checks.
-def _engine_options(engine: EngineSettings, most: int) -> dict[str, Any]:
+def _given_options(engine: EngineSettings, most: int) -> dict[str, Any]:
     """Only what is set: the engine knows its own folders."""
     options = {
         "state_dir": engine.state_dir,
@@ -73,6 +74,41 @@ def _engine_options(engine: EngineSettings, most: int) -> dict[str, Any]:
         "max_sandboxes": most,
     }
     return {name: value for name, value in options.items() if value is not None}
+
+
+async def _embedded(settings: Settings, on_progress: Progress | None) -> E2BParams:
+    from e2b_agent_mcp.engine import EngineError, ensure_ready
+
+    options = engine_options(settings)
+    failure: Exception | None = None
+    # The engine tells its progress to a plain function; a queue carries it to the async one.
+    told, heard = anyio.create_memory_object_stream[str](math.inf)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_pass_on, heard, on_progress)
+        with told:
+            try:
+                address = await ensure_ready(options, on_progress=told.send_nowait)
+            except (EngineError, OSError) as exc:
+                failure = exc
+    if failure is not None:
+        raise _unavailable(failure) from failure
+    return E2BParams(
+        api_key=Secret(address.api_key), api_url=address.api_url, sandbox_url=address.sandbox_url
+    )
+
+
+async def _pass_on(heard: MemoryObjectReceiveStream[str], on_progress: Progress | None) -> None:
+    with heard:
+        async for message in heard:
+            if on_progress is not None:
+                await on_progress(message)
+
+
+def _unavailable(exc: Exception) -> EngineUnavailableError:
+    return EngineUnavailableError(
+        f"The embedded engine cannot run here: {exc}",
+        hint="Run `e2b-agent-mcp doctor`, or set E2B_API_KEY to use E2B's cloud.",
+    )
 
 
 def _is_loopback(url: str) -> bool:
