@@ -13,7 +13,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from e2b_agent_mcp.errors import EngineUnavailableError, SettingsError
 from e2b_agent_mcp.lifecycle import E2BParams, Progress
-from e2b_agent_mcp.settings import E2BSettings, EngineSettings, Secret, Settings
+from e2b_agent_mcp.settings import E2BSettings, SandboxSettings, Secret, Settings
 
 if TYPE_CHECKING:
     from e2b_agent_mcp.engine import EngineOptions
@@ -53,26 +53,17 @@ def engine_options(settings: Settings) -> "EngineOptions":
     from e2b_agent_mcp.engine import EngineError, EngineOptions
 
     try:
-        return EngineOptions(**_given_options(settings.engine, settings.sandboxes.max))
+        return EngineOptions(**_given_options(settings))
     except EngineError as exc:
         raise _unavailable(exc) from exc
 
 
 # Any: each option has a type of its own, which EngineOptions checks.
-def _given_options(engine: EngineSettings, most: int) -> dict[str, Any]:
+def _given_options(settings: Settings) -> dict[str, Any]:
     """Only what is set: the engine knows its own folders."""
-    options = {
-        "state_dir": engine.state_dir,
-        "cache_dir": engine.cache_dir,
-        "runtime_dir": engine.runtime_dir,
-        "idle_exit": engine.idle_exit,
-        "isolation": engine.isolation,
-        "allow_unisolated": engine.allow_unisolated,
-        "bubblewrap": engine.bubblewrap,
-        "memory_mb": engine.memory_mb,
-        "network": engine.network,
-        "max_sandboxes": most,
-    }
+    # All servers of a user share the engine: one that holds few leaves room for the others.
+    most = max(settings.sandboxes.max, SandboxSettings().max)
+    options = {**vars(settings.engine), "max_sandboxes": most}
     return {name: value for name, value in options.items() if value is not None}
 
 

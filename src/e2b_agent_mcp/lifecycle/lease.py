@@ -474,7 +474,7 @@ class Lease:
         if found is None:
             self._session.lose(self._sandbox_id, EXPLAIN_CRASH)
             return SandboxLostError(
-                f"{error.message} The sandbox has ended: "
+                "The session's sandbox ended during this call (killed, out of memory, or failed): "
                 "variables, files and installed packages of the session are gone.",
                 hint="Call again to get a new sandbox; what ran may have taken effect outside it.",
             )
