@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .__main__ import serve as serve
     from .discovery import EngineAddress as EngineAddress
     from .discovery import ensure_ready as ensure_ready
     from .discovery import find as find
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from .errors import IsolationUnavailable as IsolationUnavailable
     from .errors import StartError as StartError
     from .errors import TemplateError as TemplateError
+    from .isolation import probe as probe
     from .options import EngineOptions as EngineOptions
+    from .template import find_template as find_template
 
 _HOMES = {
     "EngineAddress": "discovery",
@@ -28,6 +31,9 @@ _HOMES = {
     "TemplateError": "errors",
     "ensure_ready": "discovery",
     "find": "discovery",
+    "find_template": "template",
+    "probe": "isolation",
+    "serve": "__main__",
     "stop": "discovery",
 }
 

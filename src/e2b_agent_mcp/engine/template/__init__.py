@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..index import PackageIndex
     from ..isolation import Isolation
 
-__all__ = ["Progress", "Template", "ensure_template"]
+__all__ = ["Progress", "Template", "ensure_template", "find_template"]
 
 ROOT = "/opt/e2b"  # in a box
 LAYOUT = 1  # raise when the folders of a template change their meaning
@@ -135,6 +135,12 @@ async def ensure_template(
             "Choose a cache_dir that everybody may pass through."
         )
     return template(root)
+
+
+def find_template(cache_dir: Path, isolation: Isolation) -> Path | None:
+    """The folder of the finished template; None when the first sandbox would have to build it."""
+    root = cache_dir / "templates" / _digest(locate(isolation.owner))
+    return root if root.exists() else None
 
 
 def _kernel_requirements() -> tuple[str, ...]:
