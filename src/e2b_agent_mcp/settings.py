@@ -127,12 +127,7 @@ class EngineSettings:
     cache_dir: Path | None = option(None, "folder of the template (about 1 GB)")
     runtime_dir: Path | None = option(None, "private folder of sockets and the engine's address")
     idle_exit: float = option(900.0, "the engine ends itself after so long unused, in seconds")
-    isolation: Literal["auto", "bubblewrap", "none"] = option(
-        "auto", "how sandboxes are isolated; 'none' also needs engine_allow_unisolated"
-    )
-    allow_unisolated: bool = option(
-        False, "run untrusted code WITHOUT isolation, with all rights of this user"
-    )
+    isolation: Literal["auto", "bubblewrap"] = option("auto", "how sandboxes are isolated")
     bubblewrap: Path | None = option(None, "bubblewrap program to use")
     memory_mb: int = option(2048, "memory of one sandbox, in MiB")
     network: Literal["public", "none"] = option("public", "what sandboxes may reach")
@@ -294,8 +289,6 @@ def _convert(kind: Any, value: object) -> object:
         return _choice(get_args(kind), str(value).lower())
     if type(None) in get_args(kind):
         return _convert(next(arg for arg in get_args(kind) if arg is not type(None)), value)
-    if kind is bool:
-        return _boolean(str(value).lower())
     if kind in (int, float):
         return _number(kind, value)
     if kind is Path:
@@ -314,14 +307,6 @@ def _choice(choices: tuple[str, ...], value: str) -> str:
     if value not in choices:
         raise ValueError(f"expected one of {', '.join(choices)}, got {value!r}")
     return value
-
-
-def _boolean(value: str) -> bool:
-    if value in ("1", "true", "yes", "on"):
-        return True
-    if value in ("0", "false", "no", "off"):
-        return False
-    raise ValueError(f"expected true or false, got {value!r}")
 
 
 def _number(kind: type[int] | type[float], value: object) -> float:
