@@ -1,0 +1,24 @@
+"""What a run became, as a tool result: text, images and links for the model, data for programs.
+
+Pure: nothing is read or written. What does not fit is handed back as `Rendered.kept` together with
+the paths that the text names, for the caller to write into the sandbox; when that fails, it renders
+again with `folder=None`. No result exceeds `outputs.result_limit`, whatever the sandbox sent.
+"""
+
+from e2b_agent_mcp.rendering.execution import Kept, Place, Rendered, command_result, python_result
+from e2b_agent_mcp.rendering.plain import answer, failure, file_entry, file_link, sandbox_uri
+from e2b_agent_mcp.rendering.text import encodable
+
+__all__ = [
+    "Kept",
+    "Place",
+    "Rendered",
+    "answer",
+    "command_result",
+    "encodable",
+    "failure",
+    "file_entry",
+    "file_link",
+    "python_result",
+    "sandbox_uri",
+]

@@ -1,0 +1,138 @@
+"""The tools' structured results, as clients read them: the output schemas are made from these.
+
+Wire shapes: fields may be added, never renamed. A failed call has `ErrorResult` instead.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+# pydantic refuses the standard library's before Python 3.12.
+from typing_extensions import NotRequired, TypedDict  # noqa: UP035
+
+from e2b_agent_mcp.pool import SandboxState
+
+Status = Literal["ok", "error", "timeout", "interrupted"]
+
+
+class InSession(TypedDict):
+    """Every result that comes from a sandbox says which one, and what happened to it."""
+
+    session: Annotated[str, Field(description="Pass it to later calls to work in this sandbox")]
+    sandbox_id: str
+    sandbox_state: Annotated[
+        SandboxState,
+        Field(description="'recreated': the earlier sandbox is gone, with its variables and files"),
+    ]
+    note: Annotated[str, Field(description="What was lost or interrupted, in words; often empty")]
+
+
+class CodeError(TypedDict):
+    name: str
+    value: str
+    traceback: str
+
+
+class Display(TypedDict):
+    """One displayed value; `data` (a table as columns), `json` and `chart` where there are any."""
+
+    mime_types: list[str]
+    text: str | None
+    is_main_result: bool
+    html: NotRequired[str]
+    json: NotRequired[Any]  # Any: what the sandbox's code displayed
+    chart: NotRequired[dict[str, Any]]
+    data: NotRequired[dict[str, Any]]
+
+
+class File(TypedDict):
+    path: str
+    size: Annotated[int, Field(description="Bytes")]
+    mime_type: str
+    uri: Annotated[str, Field(description="Read it with resources/read, or download_file")]
+
+
+class PythonResult(InSession):
+    status: Status
+    text: Annotated[str | None, Field(description="The value of the last expression")]
+    stdout: str
+    stderr: str
+    error: CodeError | None
+    results: list[Display]
+    files: Annotated[list[File], Field(description="New or changed files of the working folder")]
+    duration: Annotated[float, Field(description="Seconds")]
+    truncated: Annotated[bool, Field(description="Some output was cut; the text says where it is")]
+
+
+class CommandResult(InSession):
+    status: Status
+    exit_code: Annotated[int | None, Field(description="null when it was stopped")]
+    stdout: str
+    stderr: str
+    files: list[File]
+    duration: float
+    truncated: bool
+
+
+class UploadResult(InSession):
+    path: str
+    size: int
+    uri: str
+
+
+class DownloadResult(InSession):
+    path: str
+    size: int
+    mime_type: str
+    uri: str
+    text: Annotated[str | None, Field(description="The content of a small text file")]
+    base64: Annotated[str | None, Field(description="The content of another small file")]
+    saved_to: Annotated[str | None, Field(description="Where on the host it was saved")]
+
+
+class Entry(TypedDict):
+    path: str
+    type: Literal["file", "directory"]
+    size: int
+    mime_type: str
+    modified_at: str
+    uri: str
+
+
+class FilesResult(InSession):
+    path: str
+    entries: list[Entry]
+    truncated: bool
+
+
+class Session(TypedDict):
+    session: str
+    sandbox_id: str
+    state: Literal["running", "paused"]
+    started_at: str
+    end_at: str
+    age: Annotated[float, Field(description="Seconds since the sandbox was created")]
+    expires_in: Annotated[float, Field(description="Seconds until it ends, unless it is used")]
+
+
+class SessionsResult(TypedDict):
+    sessions: list[Session]
+
+
+class RestartResult(InSession):
+    pass
+
+
+class EndResult(TypedDict):
+    session: str
+    ended: Annotated[bool, Field(description="false: the session had no sandbox")]
+
+
+class ErrorInfo(TypedDict):
+    code: str
+    message: str
+    hint: str
+
+
+class ErrorResult(TypedDict):
+    error: ErrorInfo

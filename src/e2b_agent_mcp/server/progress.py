@@ -1,0 +1,61 @@
+"""Progress of one call: what the code prints, what is being prepared, and that it still runs."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+
+INTERVAL = 0.5  # seconds between two messages
+TICK = 5.0  # seconds of silence after which the client is told that the call still runs
+LONGEST = 400  # characters of a message; the end of what was printed is kept
+
+Report = Callable[[float, float | None, str | None], Awaitable[None]]
+
+
+class Progress:
+    """Collects words; a task sends them, so that whoever has words never waits for the client."""
+
+    def __init__(self) -> None:
+        self._words = ""
+        self._news = anyio.Event()
+
+    async def printed(self, text: str) -> None:
+        """Appends to what is not sent yet."""
+        self._say((self._words + text)[-LONGEST:])
+
+    async def doing(self, words: str) -> None:
+        """Replaces what is not sent yet."""
+        self._say(words[-LONGEST:])
+
+    def _say(self, words: str) -> None:
+        self._words = words
+        self._news.set()
+
+    async def send(self, report: Report) -> None:
+        started = anyio.current_time()
+        while True:
+            with anyio.move_on_after(TICK):
+                await self._news.wait()
+            elapsed = anyio.current_time() - started
+            await report(elapsed, None, self._take() or f"running for {elapsed:.0f} s")
+            await anyio.sleep(INTERVAL)
+
+    def _take(self) -> str:
+        words, self._words, self._news = self._words.strip(), "", anyio.Event()
+        return words.encode("utf-8", "replace").decode()
+
+
+@asynccontextmanager
+async def reporting(report: Report) -> AsyncIterator[Progress]:
+    """A `Progress` that `report` hears of until the block ends."""
+    progress = Progress()
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(progress.send, report)
+        try:
+            yield progress
+        except Exception as exc:  # raised below as it is: the task group would wrap it
+            failure = exc
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
