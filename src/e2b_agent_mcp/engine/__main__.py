@@ -26,10 +26,9 @@ import uvicorn
 from .app import FrontDoor
 from .discovery import EngineAddress, private, runtime_file, take_lock, write_runtime
 from .errors import EngineError, StartError
-from .isolation import probe
+from .host import prepare_host
 from .options import EngineOptions
 from .orchestrator import Orchestrator
-from .template import ensure_template
 
 logger = logging.getLogger("e2b_agent_mcp.engine")
 
@@ -57,13 +56,12 @@ def main() -> int:
 async def serve(options: EngineOptions, announce: Announce) -> None:
     """Returns when the engine has ended and cleaned up."""
     with _only_engine(options), _listener(options) as listener:
-        template = await ensure_template(options, on_progress=logger.info)
-        isolation = await probe(cache_dir=options.cache_dir, bubblewrap=options.bubblewrap)
-        logger.info("isolation: %s %s", isolation.name, isolation.version)
+        host = await prepare_host(options, logger.info)
+        logger.info("isolation: %s %s", host.isolation.name, host.isolation.version)
         stop = anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_stop_on_signal, stop)
-            async with Orchestrator(options, isolation, template) as orchestrator:
+            async with Orchestrator(options, host) as orchestrator:
                 address = _address(options, listener)
                 door = FrontDoor(orchestrator, api_key=address.api_key, shutdown=stop.set)
                 server = _Server(door)

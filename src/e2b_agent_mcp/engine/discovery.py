@@ -33,7 +33,7 @@ import anyio.to_thread
 
 from .app import HEALTH_PATH, SHUTDOWN_PATH, proof
 from .errors import StartError
-from .template import ensure_template
+from .host import prepare_host
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -205,7 +205,7 @@ def _alive(pid: int) -> bool:
 
 
 async def ensure_ready(
-    options: EngineOptions, *, on_progress: Progress | None = None
+    options: EngineOptions, *, on_progress: Progress = lambda message: None
 ) -> EngineAddress:
     """The address of a live engine; builds the template and starts the engine when needed.
 
@@ -215,13 +215,12 @@ async def ensure_ready(
     runtime = await _find(options)
     if runtime is not None and runtime.matches(options):
         return runtime.address
-    await ensure_template(options, on_progress=on_progress)
+    await prepare_host(options, on_progress)
     async with _start_lock(options):
         runtime = await _find(options)
         if runtime is not None and await _keep(runtime, options):
             return runtime.address
-        if on_progress is not None:
-            on_progress("Starting the engine")
+        on_progress("Starting the engine")
         await _start(options)
         started = await find(options)
     if started is None:

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
 
     from .options import EngineOptions
-    from .template import Template
+    from .host import Host
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ LAUNCH_TIMEOUT = 60.0  # seconds from launch to a guest that answers
 CLEANUP_TIMEOUT = 30.0  # seconds for a box to die and its home to go
 AUTO_RESUME_TIMEOUT = 300.0  # seconds at least that traffic buys a paused sandbox, as on E2B
 DISK_TIMEOUT = 5.0  # seconds to count what a home holds
+GUEST_LOG_TAIL = 2000  # characters
 LISTEN_BACKLOG = 1024
 
 
@@ -75,18 +76,10 @@ class _Attempt:
 class Orchestrator:
     """`async with` it; leaving kills every sandbox and removes what they left."""
 
-    def __init__(
-        self,
-        options: EngineOptions,
-        isolation: Isolation,
-        template: Template,
-        *,
-        clock: Clock | None = None,
-    ) -> None:
+    def __init__(self, options: EngineOptions, host: Host, *, clock: Clock | None = None) -> None:
         self.options = options
         self.clock: Clock = clock or SystemClock()
-        self._isolation = isolation
-        self._template = template
+        self._host = host
         self._sandboxes: dict[str, Sandbox] = {}
         self._attempts: dict[str, _Attempt] = {}
         self._starting = 0
@@ -130,7 +123,7 @@ class Orchestrator:
         since = before.at if before else sandbox.started_at
         used = usage.cpu_seconds - (before.cpu_seconds if before else 0.0)
         percent = max(0.0, 100 * used / max(now - since, 0.001))
-        disk = await disk_usage(sandbox.home, self._isolation.owner)
+        disk = await disk_usage(sandbox.home, self._host.isolation.owner)
         sandbox.samples.append(Sample(now, usage.cpu_seconds, percent, usage.memory_bytes, disk))
 
     # Changing
@@ -320,7 +313,7 @@ class Orchestrator:
         answered, stopped = False, anyio.Event()
         try:
             async with self._machine(sandbox, stopped) as machine:
-                await self._greet(sandbox)
+                await self._greet(sandbox, machine.box)
                 sandbox.machine, answered = machine, True
                 task_status.started()
                 logger.info("box of %s ended (%s)", sandbox.id, await machine.box.wait())
@@ -362,14 +355,14 @@ class Orchestrator:
         options = self.options
         if not sandbox.home.exists():
             sandbox.home.mkdir(mode=0o700)
-            self._isolation.owner.take(sandbox.home)
+            self._host.isolation.owner.take(sandbox.home)
         try:
-            return await self._isolation.launch(
+            return await self._host.isolation.launch(
                 BoxSpec(
                     sandbox_id=sandbox.id,
                     home=sandbox.home,
                     listener=listener,
-                    template=self._template,
+                    template=self._host.template,
                     egress_dir=egress_dir,
                     limits=Limits(
                         memory_mb=options.memory_mb,
@@ -384,7 +377,7 @@ class Orchestrator:
             # Only the guest may hold the listener: when it dies, connections fail at once.
             listener.close()
 
-    async def _greet(self, sandbox: Sandbox) -> None:
+    async def _greet(self, sandbox: Sandbox, box: Box) -> None:
         """Tells the guest what it needs, and returns when it serves."""
         told = {
             "envVars": dict(sandbox.spec.env_vars),
@@ -398,6 +391,8 @@ class Orchestrator:
             try:
                 status, _ = await exchange(sandbox.socket_path, method, path, body=body)
             except GuestGone as exc:
+                # Nothing of a user has run yet: the guest's own words are safe to log.
+                logger.error("the guest of %s wrote: %s", sandbox.id, box.log[-GUEST_LOG_TAIL:])
                 raise LaunchError("the guest ended before it answered") from exc
             if status not in (200, 204):
                 raise LaunchError(f"the guest answered {path} with {status}")
@@ -439,7 +434,7 @@ async def disk_usage(folder: Path, owner: Owner) -> int:
     other = owner.uid if owner.is_other else None
     with anyio.move_on_after(DISK_TIMEOUT):
         done = await anyio.run_process(
-            ["du", "-sx", "--block-size=1", folder],
+            ["du", "-sx", "--block-size=1", os.fspath(folder)],
             check=False,
             stderr=subprocess.DEVNULL,
             user=other,

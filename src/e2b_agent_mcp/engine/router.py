@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import anyio
 import h11
 from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
 
 from .api import error
 from .connection import ENVD_PORT, GuestConnection, GuestGone, connect
@@ -29,7 +30,6 @@ from .sandbox import Operation, PauseMode, Sandbox, State
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from starlette.responses import JSONResponse
     from starlette.types import Receive, Scope, Send
 
     from .orchestrator import Orchestrator
@@ -45,9 +45,9 @@ HOST_ONLY_PATHS = ("/init",)
 _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection te trailer transfer-encoding upgrade".split()
 )
-_NOT_FOR_THE_GUEST = _HOP_BY_HOP | frozenset(
-    b"expect x-api-key x-access-token e2b-traffic-access-token e2b-sandbox-id e2b-sandbox-port"
-    b"".split()
+_CREDENTIALS = frozenset(b"x-api-key x-access-token e2b-traffic-access-token".split())
+_NOT_FOR_THE_GUEST = (
+    _HOP_BY_HOP | _CREDENTIALS | {b"expect", b"e2b-sandbox-id", b"e2b-sandbox-port"}
 )
 
 
@@ -91,7 +91,7 @@ class Router:
             for sandbox in self._orchestrator.sandboxes():
                 if entry.signed_by(sandbox):
                     return entry.expired() or sandbox
-            return _UNAUTHORIZED()
+            return _unauthorized()
         sandbox = self._orchestrator.find(target.sandbox_id)
         if entry.path in HOST_ONLY_PATHS and target.port == ENVD_PORT:
             return error(403, f"{entry.path} is not open to clients")
@@ -99,7 +99,7 @@ class Router:
             return sandbox
         if entry.signed_by(sandbox):
             return entry.expired() or sandbox
-        return _UNAUTHORIZED()
+        return _unauthorized()
 
     async def _forward(
         self, sandbox: Sandbox, entry: _Entry, scope: Scope, receive: Receive, send: Send
@@ -175,7 +175,7 @@ class _Entry:
     def expired(self) -> JSONResponse | None:
         """Asked once the signature, which covers the expiration, has been found good."""
         expiration = self.query.get("signature_expiration")
-        if expiration is None or int(expiration) >= time.time():
+        if expiration is None or (expiration.isdecimal() and int(expiration) >= time.time()):
             return None
         return error(401, "signature is already expired")
 
@@ -239,13 +239,10 @@ def not_found(sandbox_id: str) -> JSONResponse:
 
 
 def _bad_gateway(sandbox_id: str, message: str) -> JSONResponse:
-    answer = error(502, message)
-    answer.body = answer.render({"sandboxId": sandbox_id, "message": message, "code": 502})
-    answer.headers["content-length"] = str(len(answer.body))
-    return answer
+    return JSONResponse({"sandboxId": sandbox_id, "message": message, "code": 502}, 502)
 
 
-def _UNAUTHORIZED() -> JSONResponse:
+def _unauthorized() -> JSONResponse:
     return error(401, "The access token or signature of the sandbox is missing or wrong")
 
 

@@ -1,0 +1,124 @@
+"""One real engine for the whole run, real sandboxes, E2B's own SDK.
+
+The template is shared with the machine's user: it takes minutes to build and never changes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from e2b_code_interpreter import E2B, AsyncSandbox
+
+from e2b_agent_mcp.engine import EngineAddress, EngineOptions
+
+START_TIMEOUT = 600  # seconds; the first run on a machine builds the template
+END_TIMEOUT = 5  # seconds; the promise is 2
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def engine_options() -> Iterator[EngineOptions]:
+    with temporary_options() as options:
+        yield options
+
+
+@pytest.fixture
+def fresh_options() -> Iterator[EngineOptions]:
+    """Folders that no other test has."""
+    with temporary_options() as options:
+        yield options
+
+
+@pytest.fixture(scope="session")
+def engine(engine_options: EngineOptions) -> Iterator[EngineAddress]:
+    with running_engine(engine_options) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def e2b(engine: EngineAddress) -> E2B:
+    return client(engine)
+
+
+@pytest.fixture
+async def sandbox(e2b: E2B) -> AsyncIterator[AsyncSandbox]:
+    sandbox = await e2b.AsyncSandbox.create(timeout=120)
+    yield sandbox
+    await sandbox.kill()
+
+
+def client(address: EngineAddress) -> E2B:
+    return E2B(api_url=address.api_url, sandbox_url=address.sandbox_url, api_key=address.api_key)
+
+
+@contextmanager
+def temporary_options(**changes: object) -> Iterator[EngineOptions]:
+    """Folders of their own, short (unix sockets) and open to pass (boxes may be another user)."""
+    folder = Path(tempfile.mkdtemp(prefix="e2b-"))
+    folder.chmod(0o711)
+    try:
+        options = {"state_dir": folder / "state", "runtime_dir": folder / "run", **changes}
+        yield EngineOptions(**options)  # type: ignore[arg-type]
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def running_engine(options: EngineOptions) -> Iterator[EngineAddress]:
+    """A process that serves, and afterwards the proof that it left nothing behind."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "e2b_agent_mcp.engine", "--json"),
+            *("--options-json", options.to_json()),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield EngineAddress(**_first_line(process))
+        finally:
+            started = [os.pidfd_open(pid) for pid in descendants(process.pid)]
+            process.terminate()
+            status = process.wait(END_TIMEOUT)
+        assert status == 0
+        assert all(_has_ended(pidfd) for pidfd in started)
+        assert list(options.homes_dir.iterdir()) == []
+        assert list(options.engine_dir.iterdir()) == []
+
+
+def descendants(pid: int) -> Iterator[int]:
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, tasks.read_text().split()):
+            yield child
+            yield from descendants(child)
+
+
+def _first_line(process: subprocess.Popen[str]) -> dict[str, object]:
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], START_TIMEOUT)
+    line = process.stdout.readline() if ready else ""
+    assert line, "the engine did not start; its log is above"
+    said: dict[str, object] = json.loads(line)
+    return said
+
+
+def _has_ended(pidfd: int) -> bool:
+    try:
+        return bool(select.select([pidfd], [], [], 1.0)[0])
+    finally:
+        os.close(pidfd)
