@@ -1,0 +1,337 @@
+"""Contexts: who runs code, one execution at a time, in order.
+
+A context's kernel is known to be idle before the next execution is sent to it. An execution that
+its client abandons is interrupted and then read to its end. A kernel that goes on regardless is
+waited for, and whoever asks meanwhile is told that it is busy.
+"""
+
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from math import inf
+from pathlib import Path
+from typing import Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ..config import Environment, GuestConfig
+from .channels import Channels
+from .kernels import Kernel, KernelProcess
+from .languages import JAVASCRIPT, LANGUAGES, PYTHON, Language, find_language
+from .messages import END, Event, Transcript, error, stderr
+
+LAUNCH_TIMEOUT = 60.0  # seconds from the start of a kernel to its first answer
+INTERRUPTS = 5  # how often abandoned code is interrupted: it may swallow a KeyboardInterrupt
+INTERRUPT_INTERVAL = 2.0  # seconds
+REPLY_GRACE = 1.0  # seconds between reply and "idle": after an interrupt, one may be missing
+EVENTS = 8  # waiting for a slow client; beyond that its kernel waits
+
+BUSY = (
+    "The context still runs earlier code that ignored its interruption. "
+    "Restart the context to use it again; its variables will be lost."
+)
+LOST = "The context restarts for the next execution; its variables are lost."
+RESTARTED = "The context was restarted while the code ran."
+REMOVED = "The context was removed."
+
+
+class ContextNotFoundError(Exception):
+    """No context has this id."""
+
+
+class ContextRefusedError(Exception):
+    """A context cannot be made as asked; the message says why."""
+
+
+class KernelEndedError(Exception):
+    """The kernel ended, or never came to life, while something was asked of it."""
+
+
+class Execution:
+    """Code on its way through a context. Its client reads `events` to their end, or abandons."""
+
+    def __init__(self, code: str, variables: Mapping[str, str]) -> None:
+        self.code = code
+        self.variables = variables
+        self.abandoned = anyio.Event()
+        self._sender, self.events = anyio.create_memory_object_stream[Event](EVENTS)
+
+    def abandon(self) -> None:
+        self.abandoned.set()
+        self.events.close()
+
+    async def emit(self, events: Iterable[Event]) -> None:
+        """Waits for a slow client; says nothing to one that has gone."""
+        for event in events:
+            with suppress(anyio.BrokenResourceError):
+                await self._sender.send(event)
+
+    async def finish(self) -> None:
+        await self.emit([END])
+        self._sender.close()
+
+
+class Context:
+    """A namespace that survives between executions; `serve` runs for as long as it exists."""
+
+    def __init__(
+        self, language: Language, cwd: Path, config: GuestConfig, environment: Environment
+    ) -> None:
+        self.id = str(uuid.uuid4())
+        self.language = language
+        self.cwd = cwd
+        self._config = config
+        self._environment = environment
+        self._kernel: Kernel | None = None
+        self._removed = False
+        # None asks for a kernel, so that the first execution finds one.
+        self._asking, self._asked = anyio.create_memory_object_stream[Execution | None](inf)
+
+    def submit(self, code: str, variables: Mapping[str, str]) -> Execution:
+        execution = Execution(code, variables)
+        self._asking.send_nowait(execution)
+        return execution
+
+    def prepare(self) -> None:
+        self._asking.send_nowait(None)
+
+    async def restart(self) -> None:
+        """Ends the kernel, and with it the running execution; a new one is started."""
+        await self._end(RESTARTED)
+        self.prepare()
+
+    async def remove(self) -> None:
+        """Ends the kernel and every execution that waits; `serve` returns."""
+        self._removed = True
+        self._asking.close()
+        await self._end(REMOVED)
+
+    async def _end(self, verdict: str) -> None:
+        kernel, self._kernel = self._kernel, None
+        if kernel is not None:
+            await kernel.end(verdict)
+
+    async def serve(self) -> None:
+        async with anyio.create_task_group() as kernels:
+            async for execution in self._asked:
+                try:
+                    kernel = await self._ensure_kernel(kernels, execution)
+                    await self._run(kernel, execution)
+                except KernelEndedError as ended:
+                    self._forget_dead_kernel()
+                    await self._fail(execution, str(ended))
+
+    async def _fail(self, execution: Execution | None, reason: str) -> None:
+        if execution is not None:
+            await execution.emit([error("ContextRestarting", reason)])
+            await execution.finish()
+
+    def _forget_dead_kernel(self) -> None:
+        if self._kernel is not None and not self._kernel.process.poll():
+            self._kernel = None
+
+    async def _ensure_kernel(self, kernels: TaskGroup, execution: Execution | None) -> Kernel:
+        if self._removed:
+            raise KernelEndedError(REMOVED)
+        kernel = self._kernel
+        if kernel is not None and kernel.process.poll():
+            return kernel
+        if kernel is not None and execution is not None:
+            await execution.emit([stderr(f"{kernel.describe_end()} Its variables are lost.\n")])
+        self._kernel = kernel = self._launch()
+        kernels.start_soon(kernel.serve)
+        await self._wait_ready(kernel)
+        return kernel
+
+    def _launch(self) -> Kernel:
+        environ = self._environment.build()
+        folder = Path(tempfile.mkdtemp(prefix="kernel-"))
+        channels = Channels(folder)
+        command = self.language.command(self._config, environ, channels.connection_file)
+        try:
+            process = KernelProcess.launch(
+                command or [], environ=environ, cwd=self.cwd, log=folder / "log"
+            )
+        except (OSError, IndexError) as exc:
+            channels.close()
+            raise KernelEndedError(f"The context could not start: {exc}") from exc
+        return Kernel(process=process, channels=channels, folder=folder, variables=environ)
+
+    async def _wait_ready(self, kernel: Kernel) -> None:
+        try:
+            with anyio.fail_after(LAUNCH_TIMEOUT):
+                await kernel.channels.wait_ready()
+        except TimeoutError as exc:
+            await kernel.end(f"No answer within {LAUNCH_TIMEOUT:g} s.")
+            raise KernelEndedError(_describe_failed_start(kernel)) from exc
+        except anyio.EndOfStream as exc:
+            await kernel.end("")
+            raise KernelEndedError(_describe_failed_start(kernel)) from exc
+
+    async def _run(self, kernel: Kernel, execution: Execution | None) -> None:
+        if execution is None:
+            return
+        if execution.abandoned.is_set():
+            await execution.finish()
+            return
+        await self._set_variables(kernel, execution.variables)
+        await kernel.channels.request("execute_request", _execute_request(execution.code))
+        transcript = Transcript()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._interrupt_when_abandoned, kernel, execution, transcript)
+            alive = await self._read(kernel, transcript, execution.emit)
+            tasks.cancel_scope.cancel()
+        if not alive:
+            raise KernelEndedError(f"{kernel.describe_end()} {LOST}")
+        await execution.emit(transcript.finish())
+        await execution.finish()
+        with suppress(KernelEndedError):  # the next execution finds out
+            await self._set_variables(kernel, {})
+
+    async def _set_variables(self, kernel: Kernel, extra: Mapping[str, str]) -> None:
+        """Brings the sandbox's variables too: they may be newer than the kernel."""
+        wanted = self._environment.build(extra)
+        code = self.language.change_variables(kernel.variables, wanted)
+        kernel.variables = wanted
+        if not code:
+            return
+        await kernel.channels.request("execute_request", _execute_request(code, silent=True))
+        if not await self._read(kernel, Transcript(), _ignore):
+            raise KernelEndedError(f"{kernel.describe_end()} {LOST}")
+
+    async def _read(
+        self,
+        kernel: Kernel,
+        transcript: Transcript,
+        emit: Callable[[Iterable[Event]], Awaitable[None]],
+    ) -> bool:
+        """Until the kernel is idle again; False when it died instead."""
+        try:
+            while (patience := self._patience(transcript)) > 0:
+                with anyio.move_on_after(patience) as waiting:
+                    message = await kernel.channels.messages.receive()
+                if waiting.cancelled_caught:
+                    break
+                await emit(transcript.read(message))
+        except anyio.EndOfStream:
+            return False
+        finally:
+            kernel.channels.release()
+        return True
+
+    def _patience(self, transcript: Transcript) -> float:
+        if transcript.complete:
+            return self.language.settle
+        return REPLY_GRACE if transcript.replied or transcript.idle else inf
+
+    async def _interrupt_when_abandoned(
+        self, kernel: Kernel, execution: Execution, transcript: Transcript
+    ) -> None:
+        await execution.abandoned.wait()
+        await transcript.started.wait()  # before that, an interrupt would be lost
+        for _ in range(INTERRUPTS):
+            kernel.process.interrupt()
+            await anyio.sleep(INTERRUPT_INTERVAL)
+        async for waiting in self._asked:
+            if waiting is not None:
+                await waiting.emit([error("ContextBusy", BUSY)])
+                await waiting.finish()
+
+
+def _execute_request(code: str, *, silent: bool = False) -> dict[str, object]:
+    return {
+        "code": code,
+        "silent": silent,
+        "store_history": not silent,
+        "user_expressions": {},
+        "allow_stdin": False,  # `input()` raises instead of waiting for nobody
+        "stop_on_error": False,
+    }
+
+
+def _describe_failed_start(kernel: Kernel) -> str:
+    return f"The context did not start. {kernel.describe_end()} {kernel.log}".strip()
+
+
+async def _ignore(events: Iterable[Event]) -> None:
+    """Reads what nobody wants to know."""
+    for _ in events:
+        pass
+
+
+class Contexts:
+    """All contexts of a sandbox. A language's default context is made when it is asked for."""
+
+    def __init__(self, config: GuestConfig, environment: Environment, tasks: TaskGroup) -> None:
+        self._config = config
+        self._environment = environment
+        self._tasks = tasks
+        self._contexts: dict[str, Context] = {}
+        self._defaults: dict[str, str] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, config: GuestConfig, environment: Environment) -> AsyncIterator[Self]:
+        """The Python kernel starts at once, so that the first execution finds it."""
+        async with anyio.create_task_group() as tasks:
+            contexts = cls(config, environment, tasks)
+            contexts.find_default(PYTHON.name).prepare()
+            if JAVASCRIPT.name in contexts._available():
+                contexts.find_default(JAVASCRIPT.name)
+            yield contexts
+            tasks.cancel_scope.cancel()
+
+    def list_all(self) -> list[Context]:
+        return list(self._contexts.values())
+
+    def find(self, context_id: str) -> Context:
+        try:
+            return self._contexts[context_id]
+        except KeyError:
+            raise ContextNotFoundError(f"Context {context_id} not found") from None
+
+    def find_default(self, language_name: str) -> Context:
+        language = self._find_language(language_name)
+        context_id = self._defaults.get(language.name)
+        if context_id not in self._contexts:
+            context_id = self._add(language, self._config.home).id
+            self._defaults[language.name] = context_id
+        return self._contexts[context_id]
+
+    def create(self, language_name: str, cwd: str | None) -> Context:
+        folder = self._config.home / (cwd or "")
+        language = self._find_language(language_name)
+        if not folder.is_dir():
+            raise ContextRefusedError(f"cwd '{cwd}' does not exist")
+        context = self._add(language, folder)
+        context.prepare()
+        return context
+
+    async def remove(self, context_id: str) -> None:
+        context = self.find(context_id)
+        del self._contexts[context_id]
+        await context.remove()
+
+    def _add(self, language: Language, cwd: Path) -> Context:
+        context = Context(language, cwd, self._config, self._environment)
+        self._contexts[context.id] = context
+        self._tasks.start_soon(context.serve)
+        return context
+
+    def _find_language(self, name: str) -> Language:
+        language = find_language(name)
+        if language is None or not self._is_available(language):
+            available = ", ".join(self._available())
+            raise ContextRefusedError(
+                f"Language '{name}' is not available in this sandbox. Available: {available}."
+            )
+        return language
+
+    def _available(self) -> list[str]:
+        return [name for name, language in LANGUAGES.items() if self._is_available(language)]
+
+    def _is_available(self, language: Language) -> bool:
+        environ = self._environment.build()
+        return language.command(self._config, environ, Path("connection.json")) is not None

@@ -1,0 +1,128 @@
+"""Kernels: the process (launch, wait, interrupt, kill), and what we know about a live one.
+
+Whatever launches a process hands over a pid: it is waited for through its pidfd, so it need not
+be a child of the guest. It leads a process group of its own, and a signal goes to the group, as
+a terminal's would: what a cell started in the foreground is interrupted with it.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import anyio
+
+from .channels import Channels
+
+LOG_TAIL = 2000  # characters
+KILL_TIMEOUT = 2.0  # seconds; a process in uninterruptible sleep is left to the box
+
+
+@dataclass(kw_only=True)
+class KernelProcess:
+    pid: int
+    _pidfd: int
+    _child: subprocess.Popen[bytes] | None = None
+    _ended: anyio.Event = field(default_factory=anyio.Event)
+
+    @classmethod
+    def launch(
+        cls, command: Sequence[str], *, environ: Mapping[str, str], cwd: Path, log: Path
+    ) -> Self:
+        """Raises `OSError` when the program or `cwd` is missing."""
+        with log.open("wb") as output:
+            child = subprocess.Popen(
+                command,
+                env=environ,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        return cls(pid=child.pid, _pidfd=os.pidfd_open(child.pid), _child=child)
+
+    async def wait(self) -> None:
+        """Until the process has ended, and takes it off the process table."""
+        if not self.poll():
+            return
+        await anyio.wait_readable(self._pidfd)
+        os.close(self._pidfd)
+        if self._child is not None:
+            self._child.wait()
+        self._ended.set()
+
+    def poll(self) -> bool:
+        """Whether the process lives."""
+        return not self._ended.is_set()
+
+    def interrupt(self) -> None:
+        self._signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """Ends the process and what it started in its group; idempotent."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.poll():
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+
+    def describe_end(self) -> str:
+        code = None if self._child is None else self._child.returncode
+        if code == -signal.SIGKILL:
+            return "was killed, most likely because the sandbox ran out of memory"
+        if code is not None and code < 0:
+            return f"was ended by {signal.Signals(-code).name}"
+        return "ended" if code is None else f"exited with status {code}"
+
+
+@dataclass(kw_only=True)
+class Kernel:
+    """A kernel and the connection to it. `variables`: the environment we last gave it."""
+
+    process: KernelProcess
+    channels: Channels
+    folder: Path
+    variables: Mapping[str, str]
+    log: str = ""
+    _verdict: str = ""
+    _closed: anyio.Event = field(default_factory=anyio.Event)
+
+    async def serve(self) -> None:
+        """Moves its messages until the process ends; kills it when cancelled."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.channels.serve)
+                await self.process.wait()
+                tasks.cancel_scope.cancel()
+            await self.channels.drain()
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        with anyio.move_on_after(KILL_TIMEOUT, shield=True):
+            self.process.kill()
+            await self.process.wait()
+        self.channels.close()
+        self.log = _read_tail(self.folder / "log")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._closed.set()
+
+    async def end(self, verdict: str) -> None:
+        """Kills it; `verdict` is what its users are told."""
+        self._verdict = verdict
+        self.process.kill()
+        await self._closed.wait()
+
+    def describe_end(self) -> str:
+        return self._verdict or f"The context's process {self.process.describe_end()}."
+
+
+def _read_tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-LOG_TAIL:].strip() if log.exists() else ""

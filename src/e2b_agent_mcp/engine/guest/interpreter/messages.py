@@ -1,0 +1,173 @@
+"""What a kernel says, as the lines that an E2B client reads. Pure: no sockets, no clock.
+
+A kernel is a hostile program as soon as it ran one cell: a message that does not look like
+one is skipped, and one above `MAX_MESSAGE` is named instead of read.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+DELIMITER = b"<IDS|MSG>"
+MAX_MESSAGE = 64 << 20  # bytes of one result or one error
+
+FIELDS = {
+    "text/plain": "text",
+    "text/html": "html",
+    "text/markdown": "markdown",
+    "image/svg+xml": "svg",
+    "image/png": "png",
+    "image/jpeg": "jpeg",
+    "application/pdf": "pdf",
+    "text/latex": "latex",
+    "application/json": "json",
+    "application/javascript": "javascript",
+    "e2b/data": "data",
+    "e2b/chart": "chart",
+}
+
+# One line of `/execute`. `Any`: a result carries whatever JSON the user's value has.
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    kind: str
+    parent: str
+    date: str
+    content: Mapping[str, Any]
+    size: int
+
+    @classmethod
+    def read(cls, frames: Sequence[bytes]) -> "Message | None":
+        """Frames: routing…, delimiter, signature, header, parent, metadata, content, …"""
+        try:
+            at = frames.index(DELIMITER)
+            header, parent, _, content = frames[at + 2 : at + 6]
+            size = len(content)
+            body = {} if size > MAX_MESSAGE else _parse(content)
+            fields = _parse(header)
+            return cls(
+                kind=str(fields["msg_type"]),
+                parent=str(_parse(parent).get("msg_id", "")),
+                date=str(fields.get("date", "")),
+                content=body,
+                size=size,
+            )
+        except (ValueError, KeyError, AttributeError, RecursionError):
+            return None
+
+
+def _parse(frame: bytes) -> dict[str, Any]:
+    # Text with lone surrogates leaves a kernel as invalid UTF-8.
+    value = json.loads(frame.decode("utf-8", errors="replace"))
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value
+
+
+def write_line(event: Event) -> bytes:
+    """In ASCII: a client splits lines as Python does, at U+2028 too."""
+    return json.dumps(event, separators=(",", ":")).encode() + b"\n"
+
+
+def error(name: str, value: str, traceback: str = "") -> Event:
+    return {"type": "error", "name": name, "value": value, "traceback": traceback or value}
+
+
+def stderr(text: str) -> Event:
+    return {"type": "stderr", "text": text, "timestamp": ""}
+
+
+END: Event = {"type": "end_of_execution"}
+KEEPALIVE: Event = {"type": "keepalive"}
+
+
+@dataclass(kw_only=True)
+class Transcript:
+    """The events of one execution, in order, from the messages of its kernel.
+
+    A failing cell says so twice, published and replied: the error is told once.
+    """
+
+    replied: bool = False
+    idle: bool = False
+    started: anyio.Event = field(default_factory=anyio.Event)
+    _failed: bool = False
+    _reply: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return self.replied and self.idle
+
+    def read(self, message: Message) -> Iterator[Event]:
+        content = message.content
+        if message.size > MAX_MESSAGE:
+            yield _omitted(message)
+        elif message.kind == "stream":
+            name = "stderr" if content.get("name") == "stderr" else "stdout"
+            yield {"type": name, "text": str(content.get("text")), "timestamp": message.date}
+        elif message.kind in ("display_data", "execute_result"):
+            yield result(content.get("data"), is_main=message.kind == "execute_result")
+        elif message.kind == "error":
+            yield from self._error(content)
+        elif message.kind == "execute_input":
+            self.started.set()
+            yield {
+                "type": "number_of_executions",
+                "execution_count": content.get("execution_count"),
+            }
+        elif message.kind == "execute_reply":
+            self.replied = True
+            self._reply = content
+        elif message.kind == "status":
+            self.idle = self.idle or content.get("execution_state") == "idle"
+
+    def finish(self) -> Iterator[Event]:
+        """An error that was replied and not published: a refused or aborted request."""
+        status = self._reply.get("status", "ok")
+        if status == "error":
+            yield from self._error(self._reply)
+        elif status != "ok":
+            yield from self._error({"ename": "Aborted", "evalue": "the code did not run"})
+
+    def _error(self, content: Mapping[str, Any]) -> Iterator[Event]:
+        if self._failed:
+            return
+        self._failed = True
+        lines = content.get("traceback")
+        yield error(
+            str(content.get("ename", "Error")),
+            str(content.get("evalue", "")),
+            "\n".join(map(str, lines)) if isinstance(lines, list) else "",
+        )
+
+
+# `Any`: what a hostile kernel put where a MIME bundle belongs.
+def result(data: Any, *, is_main: bool) -> Event:
+    bundle = data if isinstance(data, dict) else {}
+    event: Event = {"type": "result", "is_main_result": is_main}
+    event |= {FIELDS[mime]: value for mime, value in bundle.items() if mime in FIELDS}
+    if isinstance(text := event.get("text"), str):
+        event["text"] = _without_quotes(text)
+    if extra := {mime: value for mime, value in bundle.items() if mime not in FIELDS}:
+        event["extra"] = extra
+    return event
+
+
+def _without_quotes(text: str) -> str:
+    """A string's repr loses its quotes, as in E2B; nothing else of it is undone."""
+    if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    return text
+
+
+def _omitted(message: Message) -> Event:
+    what = "An error" if message.kind == "error" else "A result"
+    return stderr(
+        f"[{what} of {message.size >> 20} MiB was left out: "
+        f"the limit is {MAX_MESSAGE >> 20} MiB. Write it to a file instead.]\n"
+    )

@@ -1,0 +1,3 @@
+"""The distributions that a template must hold for contexts to work as E2B's do."""
+
+KERNEL_REQUIREMENTS = ("ipykernel>=6.31,<8", "pyzmq>=26", "matplotlib-inline", "e2b-charts", "pip")

@@ -1,0 +1,84 @@
+"""The kernel program: ipykernel, quiet, without history file, debugger or colours.
+
+Its output never gets lost and never grows without bound: the publishing socket blocks when
+the reader is behind (ipykernel's own would drop messages), and `output` makes a printing
+thread wait for it.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from typing import Any
+
+# Looking for debugpy costs a kernel 140 ms and 10 MiB. A user may still import it.
+sys.modules["debugpy"] = None  # type: ignore[assignment]
+import zmq  # noqa: E402
+from ipykernel.kernelapp import IPKernelApp  # noqa: E402
+from traitlets.config import Config  # noqa: E402
+
+del sys.modules["debugpy"]
+
+from . import formats, images  # noqa: E402
+
+PR_SET_PDEATHSIG = 1
+SEND_HIGH_WATER = 32  # messages; `output.CHUNK` bounds the ones that a print makes
+
+
+class KernelApp(IPKernelApp):
+    """A kernel whose output socket waits for a slow reader instead of dropping."""
+
+    name = "e2b-kernel"
+
+    def init_iopub(self, context: zmq.Context[Any]) -> None:
+        class Lossless(zmq.Context[Any]):
+            def socket(self, *args: Any, **kwargs: Any) -> Any:
+                socket = super().socket(*args, **kwargs)
+                if socket.socket_type == zmq.XPUB:
+                    socket.set_hwm(SEND_HIGH_WATER)
+                    socket.setsockopt(zmq.XPUB_NODROP, 1)
+                return socket
+
+        super().init_iopub(Lossless(shadow=context))
+
+
+def main(connection_file: str) -> None:
+    _die_with_parent()
+    app = KernelApp.instance(config=_config(connection_file))
+    try:
+        app.initialize([])
+        formats.install(app.shell)
+        images.install()
+    except BaseException:  # zmq's threads would keep a half-made kernel from ending
+        traceback.print_exc(file=sys.__stderr__)
+        os._exit(1)
+    _silence_the_original_streams()
+    app.start()
+
+
+def _config(connection_file: str) -> Config:
+    config = Config()
+    config.IPKernelApp.connection_file = connection_file
+    config.IPKernelApp.outstream_class = "e2b_startup.output.BoundedStream"
+    config.IPKernelApp.log_level = "CRITICAL"
+    config.InteractiveShell.colors = "nocolor"
+    config.InteractiveShell.autocall = 0
+    config.PlainTextFormatter.max_seq_length = 0
+    config.HistoryManager.enabled = False
+    return config
+
+
+def _die_with_parent() -> None:
+    """A kernel outside of a box must not outlive its guest; in a box all die together."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _silence_the_original_streams() -> None:
+    """ipykernel echoes what subprocesses print to the log that it was started with."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        original = getattr(stream, "_original_stdstream_copy", None)
+        if original is not None:
+            os.dup2(null, original)
+    os.close(null)
