@@ -15,6 +15,7 @@ import uvicorn
 
 from .app import create_app
 from .config import Environment, GuestConfig
+from .limits import apply_limits
 
 STANDARD_FDS = frozenset({0, 1, 2})
 UMASK = 0o022
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     _close_all_but(STANDARD_FDS | {options.listen_fd})
     os.umask(UMASK)
+    apply_limits(options.limits)
     config = GuestConfig.of(options)
     with suppress(ModuleNotFoundError):
         from .home import prepare_home
@@ -38,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             create_app(config, environment),
             log_level="warning",
             access_log=False,
+            proxy_headers=False,
+            ws="none",
             timeout_graceful_shutdown=GOODBYE,
             timeout_keep_alive=3600,  # seconds; the engine decides, it is the only client
         )
@@ -50,6 +54,7 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--listen-fd", type=int, help="an inherited, listening stream socket")
     where.add_argument("--port", type=int, help="of 127.0.0.1, for a guest outside of a box")
+    parser.add_argument("--limits", default="{}", help="resource limits as JSON")
     GuestConfig.add_arguments(parser)
     return parser.parse_args(arguments)
 

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from .filesystem import NEW_DIRECTORY_MODE, filesystem_errors, read_metadata, write_metadata
+from .filesystem import filesystem_errors, make_directories, read_metadata, write_metadata
 from .paths import printable, resolve
 from .rpc import HTTP_STATUS, RpcError, require_user
 
@@ -52,17 +52,18 @@ def file_routes(home: Path) -> list[Route]:
 
 
 def _answering_errors(
-    answer: Callable[[Request], Awaitable[Response]],
+    answer: Callable[[Request, AsyncIterator[bytes]], Awaitable[Response]],
 ) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
+        body = request.stream()
         try:
             with filesystem_errors():
                 require_user(request.query_params.get("username") or "user")
-                return await answer(request)
+                return await answer(request, body)
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
         except RpcError as error:
-            async for _ in request.stream():
+            async for _ in body:
                 pass
             full = error.code == "resource_exhausted"
             status = DISK_FULL if full else HTTP_STATUS[error.code]
@@ -71,7 +72,7 @@ def _answering_errors(
     return endpoint
 
 
-async def _download(home: Path, request: Request) -> Response:
+async def _download(home: Path, request: Request, body: AsyncIterator[bytes]) -> Response:
     path = resolve(request.query_params.get("path", ""), home)
     file = await run_sync(_open_to_read, path)
     size = os.fstat(file.fileno()).st_size
@@ -121,13 +122,13 @@ async def _compress(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield deflater.flush()
 
 
-async def _upload(home: Path, request: Request) -> Response:
+async def _upload(home: Path, request: Request, body: AsyncIterator[bytes]) -> Response:
     metadata = {
         name.removeprefix(METADATA_HEADER): value
         for name, value in request.headers.items()
         if name.startswith(METADATA_HEADER)
     }
-    paths = await _store(_pieces(request), home)
+    paths = await _store(_pieces(request, body), home)
     for path in paths:
         await run_sync(write_metadata, path, metadata)
     return JSONResponse([_written(path) for path in paths])
@@ -164,30 +165,30 @@ async def _store(pieces: AsyncIterator[Piece], home: Path) -> list[str]:
 
 
 def _open_to_write(path: str) -> BinaryIO:
-    os.makedirs(os.path.dirname(path), NEW_DIRECTORY_MODE, exist_ok=True)
+    make_directories(os.path.dirname(path))
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC
     return _regular(os.open(path, flags, 0o666), path, "wb")
 
 
-def _pieces(request: Request) -> AsyncIterator[Piece]:
+def _pieces(request: Request, body: AsyncIterator[bytes]) -> AsyncIterator[Piece]:
     path = request.query_params.get("path", "")
     media_type, options = parse_options_header(request.headers.get("content-type"))
     if media_type == b"multipart/form-data" and b"boundary" in options:
-        return _multipart(request.stream(), options[b"boundary"], path)
+        return _multipart(body, options[b"boundary"], path)
     if media_type == b"application/octet-stream" and path:
-        return _single_file(request, path)
+        return _single_file(body, path, request.headers.get("content-encoding", "identity"))
     raise RpcError(
         "invalid_argument",
         "an upload is multipart/form-data, or application/octet-stream with a path",
     )
 
 
-async def _single_file(request: Request, path: str) -> AsyncIterator[Piece]:
-    encoding = request.headers.get("content-encoding", "identity").lower()
+async def _single_file(
+    chunks: AsyncIterator[bytes], path: str, encoding: str
+) -> AsyncIterator[Piece]:
     if encoding not in ("identity", "gzip"):
         raise RpcError("invalid_argument", f"content encoding '{encoding}' is not supported")
     yield FileStart(path)
-    chunks = request.stream()
     async for chunk in _decompress(chunks) if encoding == "gzip" else chunks:
         yield chunk
 

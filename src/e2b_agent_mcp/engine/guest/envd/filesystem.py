@@ -27,7 +27,8 @@ NEW_DIRECTORY_MODE = 0o755
 
 ERROR_CODES: dict[int, Code] = {
     errno.ENOENT: "not_found",
-    errno.ENOTDIR: "invalid_argument",
+    errno.ENOTDIR: "not_found",  # what lies below a file
+    errno.ENXIO: "invalid_argument",  # a named pipe that nobody reads
     errno.EISDIR: "invalid_argument",
     errno.EINVAL: "invalid_argument",
     errno.ELOOP: "invalid_argument",
@@ -67,7 +68,7 @@ def make_directory(fields: Fields, home: Path) -> Reply:
         raise RpcError("already_exists", f"directory '{path}' already exists")
     if os.path.lexists(path):
         raise RpcError("invalid_argument", f"'{path}' exists and is not a directory")
-    os.makedirs(path, NEW_DIRECTORY_MODE)
+    make_directories(path)
     return {"entry": entry_info(path)}
 
 
@@ -75,7 +76,7 @@ def move(fields: Fields, home: Path) -> Reply:
     source = resolve(fields.text("source"), home)
     destination = resolve(fields.text("destination"), home)
     os.lstat(source)  # a missing source makes no directories
-    os.makedirs(os.path.dirname(destination), NEW_DIRECTORY_MODE, exist_ok=True)
+    make_directories(os.path.dirname(destination))
     try:
         os.rename(source, destination)
     except OSError as error:
@@ -110,6 +111,14 @@ def _walk(directory: str, depth: int) -> Iterator[Reply]:
             yield entry_info(path)
             if depth > 1 and stat.S_ISDIR(os.lstat(path).st_mode):
                 yield from _walk(path, depth - 1)
+
+
+def make_directories(path: str) -> None:
+    try:
+        os.makedirs(path, NEW_DIRECTORY_MODE, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        message = f"cannot make directory '{path}': a file is in the way"
+        raise RpcError("invalid_argument", message) from error
 
 
 def require_directory(path: str) -> None:

@@ -256,14 +256,20 @@ async def _only_call(request: Request) -> Call:
 
 def _stream_response(reply: Callable[[Emit], Awaitable[None]]) -> ASGIApp:
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
         async def emit(message: Reply) -> None:
             await write(frame(0, message), more=True)
 
         async def write(body: bytes, *, more: bool) -> None:
+            nonlocal started
+            if not started:
+                # Not earlier: pyqwest drops a request body that it has not sent by then.
+                started = True
+                headers = [(b"content-type", b"application/connect+json")]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": body, "more_body": more})
 
-        headers = [(b"content-type", b"application/connect+json")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
         outcome: Reply = {}
         try:
             await reply(emit)
