@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .__main__ import serve as serve
     from .discovery import EngineAddress as EngineAddress
     from .discovery import ensure_ready as ensure_ready
     from .discovery import find as find
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from .errors import TemplateError as TemplateError
     from .isolation import probe as probe
     from .options import EngineOptions as EngineOptions
+    from .server import serve as serve
     from .template import find_template as find_template
 
 _HOMES = {
@@ -33,7 +33,7 @@ _HOMES = {
     "find": "discovery",
     "find_template": "template",
     "probe": "isolation",
-    "serve": "__main__",
+    "serve": "server",
     "stop": "discovery",
 }
 

@@ -7,6 +7,7 @@ anything else. What this engine does not offer is refused by name, never ignored
 from __future__ import annotations
 
 import json
+import math
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
@@ -110,9 +111,9 @@ class ControlPlane:
         return SandboxSpec(
             template=template,
             timeout=_timeout(body, "timeout"),
-            network=self._network(body.get("network") or {}, body.get("allow_internet_access")),
-            metadata=_strings(body, "metadata"),
-            env_vars=_strings(body, "envVars"),
+            network=self._network(_object(body, "network"), body),
+            metadata=_string_map(body, "metadata"),
+            env_vars=_string_map(body, "envVars"),
             lifecycle=_lifecycle(body),
         )
 
@@ -194,15 +195,15 @@ class ControlPlane:
 
     async def set_network(self, request: Request) -> Response:
         body = await _body(request)
-        policy = self._network(body, body.get("allow_internet_access"))
+        policy = self._network(body, body)
         self._orchestrator.set_network(request.path_params["id"], policy)
         return Response(status_code=204)
 
     async def metrics(self, request: Request) -> Response:
         sandbox = self._orchestrator.find(request.path_params["id"])
         await self._orchestrator.sample(sandbox)
-        start = float(request.query_params.get("start") or 0)
-        end = float(request.query_params.get("end") or "inf")
+        start = _number(request.query_params.get("start"), 0.0)
+        end = _number(request.query_params.get("end"), math.inf)
         options = self._orchestrator.options
         return JSONResponse(
             [
@@ -222,16 +223,16 @@ class ControlPlane:
             ]
         )
 
-    def _network(self, body: object, internet: object) -> NetworkPolicy:
-        if not isinstance(body, dict):
-            raise InvalidRequest("network must be an object")
+    def _network(self, network: Json, asked: Json) -> NetworkPolicy:
+        """`asked` has `allow_internet_access`: beside `network` in a create, in it later."""
         for name in ("rules", "egressProxy", "dnsServers", "maskRequestHost", "httpsPorts"):
-            if body.get(name):
+            if network.get(name):
                 raise NotSupported(f"network.{name} is not supported by the embedded engine")
-        if internet is None:
-            internet = self._orchestrator.options.network == "public"
+        internet = _flag(asked, "allow_internet_access", default=True)
         return NetworkPolicy(
-            internet, _string_list(body, "allowOut"), _string_list(body, "denyOut")
+            internet=internet and self._orchestrator.options.network == "public",
+            allow_out=_strings(network, "allowOut"),
+            deny_out=_strings(network, "denyOut"),
         )
 
     def _described(self, sandbox: Sandbox) -> Json:
@@ -275,6 +276,11 @@ def _details(sandbox: Sandbox) -> Json:
         "envdAccessToken": sandbox.envd_token,
         "domain": None,
         "lifecycle": {"autoResume": lifecycle.auto_resume, "onTimeout": lifecycle.on_timeout},
+        "allowInternetAccess": sandbox.network.internet,
+        "network": {
+            "allowOut": list(sandbox.network.allow_out),
+            "denyOut": list(sandbox.network.deny_out),
+        },
     }
     if sandbox.pause_mode is not None:
         details["pauseMode"] = sandbox.pause_mode
@@ -326,27 +332,38 @@ def _flag(body: Json, name: str, *, default: bool) -> bool:
     return value
 
 
-def _strings(body: Json, name: str) -> dict[str, str]:
+def _object(body: Json, name: str) -> Json:
     value = body.get(name) or {}
-    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{name} must be an object")
+    return value
+
+
+def _string_map(body: Json, name: str) -> dict[str, str]:
+    value = _object(body, name)
+    if not all(isinstance(v, str) for v in value.values()):
         raise InvalidRequest(f"{name} must map names to strings")
     return value
 
 
-def _string_list(body: Json, name: str) -> tuple[str, ...]:
+def _strings(body: Json, name: str) -> tuple[str, ...]:
     value = body.get(name) or []
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise InvalidRequest(f"{name} must be a list of strings")
     return tuple(value)
 
 
+def _number(text: str | None, default: float) -> float:
+    try:
+        return default if text is None else float(text)
+    except ValueError:
+        raise InvalidRequest("start and end must be seconds since 1970") from None
+
+
 def _lifecycle(body: Json) -> Lifecycle:
     auto_pause = _flag(body, "autoPause", default=False)
     memory = _flag(body, "autoPauseMemory", default=True)
-    resume = body.get("autoResume") or {}
-    if not isinstance(resume, dict):
-        raise InvalidRequest("autoResume must be an object")
-    auto_resume = _flag(resume, "enabled", default=False)
+    auto_resume = _flag(_object(body, "autoResume"), "enabled", default=False)
     if not memory and not auto_pause:
         raise InvalidRequest("autoPauseMemory=false needs autoPause")
     if not memory and auto_resume:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.responses import JSONResponse, Response
@@ -45,7 +45,10 @@ class FrontDoor:
         self.in_flight = 0
         self.last_request = orchestrator.clock.now()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
         """From here on every request is refused; the sandboxes are about to end."""
         self._closed = True
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 class Host(NamedTuple):
     isolation: Isolation
-    index: PackageIndex
+    package_index: PackageIndex
     template: Template
 
 

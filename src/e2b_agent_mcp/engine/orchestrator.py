@@ -34,7 +34,7 @@ from .errors import (
     SandboxNotFound,
     TooManySandboxes,
 )
-from .isolation import Box, BoxSpec, Isolation, Limits, Owner
+from .isolation import Box, BoxSpec, Limits, Owner
 from .sandbox import (
     Machine,
     PauseMode,
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup, TaskStatus
 
-    from .options import EngineOptions
     from .host import Host
+    from .options import EngineOptions
 
 logger = logging.getLogger(__name__)
 
@@ -342,7 +342,8 @@ class Orchestrator:
     async def _machine(self, sandbox: Sandbox, stopped: anyio.Event) -> AsyncIterator[Machine]:
         egress_dir = self.options.engine_dir / f"{sandbox.id}.net"
         with _folder(egress_dir), _listener(sandbox.socket_path) as listener:
-            async with EgressProxy(egress_dir / "proxy.sock", sandbox.network) as egress:
+            endpoints = self._host.package_index.endpoints()
+            async with EgressProxy(egress_dir / "proxy.sock", sandbox.network, endpoints) as egress:
                 box = await self._launch(sandbox, listener, egress_dir)
                 try:
                     yield Machine(box, egress, stopped)
@@ -423,8 +424,13 @@ def remove_tree(folder: Path) -> None:
     except FileNotFoundError:
         return
     except (OSError, RecursionError):
-        for argv in (["chmod", "-R", "u+rwX", folder], ["rm", "-rf", folder]):
-            subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for argv in (["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
+            subprocess.run(
+                [*argv, os.fspath(folder)],
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
         if folder.exists():
             logger.error("could not remove %s", folder)
 
