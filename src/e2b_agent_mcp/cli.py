@@ -46,11 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(rest)
     try:
         settings = _settings(flags, args)
-        logging.basicConfig(
-            level=settings.log_level.upper(),
-            stream=sys.stderr,
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        )
+        _log_to_stderr(settings)
         command: Command = args.command
         return command(args, settings)
     except E2BAgentError as exc:
@@ -62,6 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output went away; the interpreter must not complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+
+
+def _log_to_stderr(settings: Settings) -> None:
+    """Other packages log warnings only: at finer levels some write what passes through them."""
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("e2b_agent_mcp").setLevel(settings.log_level.upper())
 
 
 def _settings(flags: argparse.Namespace, args: argparse.Namespace) -> Settings:
@@ -169,8 +171,11 @@ def _clients() -> list[str]:
 def _serve(args: argparse.Namespace, settings: Settings) -> int:
     from e2b_agent_mcp.server import serve
 
-    serve(settings, transport=args.transport)
-    return 0
+    serve(
+        settings,
+        transport=args.transport,
+        on_listening=lambda url: print(f"MCP over HTTP: {url}", file=sys.stderr, flush=True),
+    )
 
 
 def _demo(args: argparse.Namespace, settings: Settings) -> int:
@@ -244,9 +249,7 @@ async def _run_in(lease: "Lease", code: str, settings: Settings, *, as_json: boo
 async def _structured(lease: "Lease", run: "Run", settings: Settings) -> Mapping[str, object]:
     from e2b_agent_mcp.rendering import Place, python_result
 
-    place = Place(
-        session=lease.session, sandbox_id=lease.sandbox_id, state=lease.state, lost=lease.lost
-    )
+    place = Place(session=lease.session, sandbox_id=lease.sandbox_id, state=lease.state)
     files = await lease.changed_files()
     rendered = python_result(run, place, files=files, folder=None, limits=settings.outputs)
     return rendered.result.structured_content or {}

@@ -5,13 +5,14 @@ Nothing is started and nothing is changed. Secrets are named, never shown.
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import anyio
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from e2b_agent_mcp.connection import e2b_params, engine_options
@@ -122,18 +123,21 @@ async def _examine_engine(settings: Settings, report: Report) -> None:
 
 
 def print_report(report: Report, console: Console) -> None:
-    for title, rows in (("Versions", report.versions), ("Sandboxes", report.sandboxes)):
-        table = Table(title=title, title_justify="left", show_header=False, box=None)
-        for name, value in rows.items():
-            table.add_row(f"[dim]{name}[/]", value)
-        console.print(table, "")
-    table = Table("name", "value", "from", "variable", title="Settings", box=None)
-    table.title_justify = "left"
-    for line in report.settings:
-        style = "" if line.origin != "default" else "dim"
-        table.add_row(line.name, line.value, line.origin, line.env, style=style)
-    console.print(table, "")
+    for title, found in (("Versions", report.versions), ("Sandboxes", report.sandboxes)):
+        _print_table(console, title, found.items())
+    lines = ((line.name, line.value, line.origin, line.env) for line in report.settings)
+    _print_table(console, "Settings: name, value, where it comes from, variable", lines)
     for problem in report.problems:
-        console.print(f"[bold red]Problem:[/] {problem}")
+        console.print(f"[bold red]Problem:[/] {escape(problem)}")
     if not report.problems:
         console.print("[bold green]Sandboxes can run here.[/]")
+
+
+def _print_table(console: Console, title: str, rows: Iterable[tuple[str, ...]]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    for column in table.columns:
+        column.overflow = "fold"  # paths and names must be whole
+    console.print(f"[bold]{title}[/]")
+    console.print(table, "")

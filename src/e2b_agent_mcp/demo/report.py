@@ -1,10 +1,12 @@
 """The demo's report as a self-contained HTML page and as Markdown. Pure: text in, text out."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
+
+from typing_extensions import TypeIs
 
 TITLE = "e2b-agent-mcp demo"
 
@@ -47,12 +49,22 @@ def numeric(table: Table) -> tuple[bool, ...]:
     return tuple(all(map(_is_number, column)) for column in zip(*table.rows, strict=True))
 
 
-def _is_number(value: object) -> bool:
+def texts(table: Table) -> list[tuple[str, ...]]:
+    """The rows as text; the numbers of a column get the same number of decimals."""
+    columns = zip(*table.rows, strict=True)
+    return list(zip(*(map(_formatter(column), column) for column in columns), strict=True))
+
+
+def _formatter(column: Sequence[object]) -> Callable[[object], str]:
+    if not any(isinstance(value, float) for value in column):
+        return str
+    fractions = [f"{value:.6g}".partition(".")[2] for value in column if _is_number(value)]
+    decimals = max(map(len, fractions))
+    return lambda value: f"{value:,.{decimals}f}" if _is_number(value) else str(value)
+
+
+def _is_number(value: object) -> TypeIs[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def shown(value: object) -> str:
-    return f"{value:,.10g}" if isinstance(value, float) else str(value)
 
 
 def markdown(sections: Sequence[Section], facts: Mapping[str, str]) -> str:
@@ -70,9 +82,9 @@ def _markdown(block: Block) -> list[str]:
             return [f"### {title}", "", *([text, ""] if text else [])]
         case Plot(name):
             return [f"![{name}](plots/{name})", ""]
-        case Table(columns, rows):
+        case Table(columns):
             head = [" | ".join(columns), " | ".join("---" for _ in columns)]
-            body = [" | ".join(shown(value) for value in row) for row in rows]
+            body = [" | ".join(row) for row in texts(block)]
             return [*(f"| {line} |" for line in head + body), ""]
 
 
@@ -105,17 +117,16 @@ def _html(block: Block) -> str:
         case Plot(name, png):
             data = base64.b64encode(png).decode()
             return f'<img alt="{escape(name)}" src="data:image/png;base64,{data}">'
-        case Table(columns, rows):
+        case Table(columns):
             kinds = [' class="number"' if right else "" for right in numeric(block)]
             head = _row("th", kinds, columns)
-            body = "".join(_row("td", kinds, row) for row in rows)
+            body = "".join(_row("td", kinds, row) for row in texts(block))
             grid = f"<thead>{head}</thead><tbody>{body}</tbody>"
             return f'<div class="table"><table>{grid}</table></div>'
 
 
-def _row(tag: str, kinds: Sequence[str], values: Sequence[object]) -> str:
+def _row(tag: str, kinds: Sequence[str], values: Sequence[str]) -> str:
     cells = (
-        f"<{tag}{kind}>{escape(shown(value))}</{tag}>"
-        for kind, value in zip(kinds, values, strict=True)
+        f"<{tag}{kind}>{escape(value)}</{tag}>" for kind, value in zip(kinds, values, strict=True)
     )
     return f"<tr>{''.join(cells)}</tr>"

@@ -4,7 +4,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as Grid
 
-from e2b_agent_mcp.demo.report import Plot, Prose, Section, Table, numeric, shown
+from e2b_agent_mcp.demo.report import Plot, Prose, Section, Table, numeric, texts
 
 
 def print_section(section: Section, console: Console) -> None:
@@ -26,6 +26,6 @@ def _grid(table: Table) -> Grid:
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
     for column, right in zip(table.columns, numeric(table), strict=True):
         grid.add_column(column, justify="right" if right else "left")
-    for row in table.rows:
-        grid.add_row(*(shown(value) for value in row))
+    for row in texts(table):
+        grid.add_row(*row)
     return grid
