@@ -50,25 +50,27 @@ class Rendered(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where something ran; `lost` is what the session lost before it."""
+    """Where something ran; `notes` are what the model must know of it, such as what was lost."""
 
     session: str
     sandbox_id: str
     state: SandboxState
-    lost: str = ""
+    notes: tuple[str, ...] = ()
 
-    def fields(self, note: str = "") -> InSession:
+    def fields(self, *more: str) -> InSession:
         return {
             "session": self.session,
             "sandbox_id": self.sandbox_id,
             "sandbox_state": self.state,
-            "note": " ".join(filter(None, (self.lost, note))),
+            "note": self._note(*more),
         }
 
-    def line(self, note: str = "") -> str:
+    def line(self, *more: str) -> str:
         state = "" if self.state == "reused" else f", sandbox {self.state}"
-        words = " ".join(filter(None, (f"Session {self.session!r}{state}.", self.lost, note)))
-        return f"[{words}]"
+        return f"[{f'Session {self.session!r}{state}. {self._note(*more)}'.strip()}]"
+
+    def _note(self, *more: str) -> str:
+        return " ".join(filter(None, (*self.notes, *more)))
 
 
 @dataclass

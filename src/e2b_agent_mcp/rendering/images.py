@@ -31,6 +31,7 @@ def fit_image(raw: bytes, mime_type: str, *, side: int) -> Picture | None:
         with Image.open(BytesIO(raw), formats=("PNG", "JPEG")) as image:
             if image.width * image.height > MOST_PIXELS:
                 return None
+            image.load()  # one that is cut off can make a client's whole conversation fail
             if max(image.size) <= side and not _heavy(raw, mime_type):
                 return Picture(raw, mime_type)
             return _recode(image, mime_type, side=side)

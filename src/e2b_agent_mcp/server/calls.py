@@ -9,6 +9,7 @@ from e2b_agent_mcp.lifecycle import Lease, SandboxManager
 from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.rendering import Place
 from e2b_agent_mcp.server.progress import Progress, reporting
+from e2b_agent_mcp.server.sessions import current_caller
 
 
 @asynccontextmanager
@@ -24,5 +25,8 @@ async def leased(
 
 def place_of(lease: Lease) -> Place:
     return Place(
-        session=lease.session, sandbox_id=lease.sandbox_id, state=lease.state, lost=lease.lost
+        session=lease.session,
+        sandbox_id=lease.sandbox_id,
+        state=lease.state,
+        notes=(lease.lost, current_caller().reminder(lease.session)),
     )

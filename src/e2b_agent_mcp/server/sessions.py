@@ -55,6 +55,12 @@ class Caller:
             )
         return self.key(session)
 
+    def reminder(self, name: str) -> str:
+        """What a model must be told that would otherwise get a new sandbox with each call."""
+        if self.default is not None or not _MADE.fullmatch(name):
+            return ""
+        return f"Pass session={name!r} to go on in this sandbox; without it you get a new one."
+
     def may_see(self, name: str) -> bool:
         return self.owner != ANONYMOUS or name == self.default or not _MADE.fullmatch(name)
 
