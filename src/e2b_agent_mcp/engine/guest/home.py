@@ -5,6 +5,7 @@ packages are on the path *behind* the environment's own, by a `.pth` file. Makin
 process and is repeated at every start, so a home from an older template is put right.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def prepare_home(config: GuestConfig) -> None:
     """Idempotent; changes nothing that is already as it should be."""
     binaries = config.python.parent
     venv = binaries.parent
-    base = Path(sys._base_executable)  # the interpreter below any virtual environment
+    # The interpreter below any virtual environment; `venv` finds it so too.
+    base = Path(getattr(sys, "_base_executable", sys.executable))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     packages = venv / "lib" / f"python{version}" / "site-packages"
     binaries.mkdir(parents=True, exist_ok=True)
@@ -41,6 +43,15 @@ def prepare_home(config: GuestConfig) -> None:
         _write(binaries / name, PIP.format(python=config.python), mode=0o755)
     _write(venv / "pyvenv.cfg", PYVENV.format(home=base.parent, version=version))
     _write(packages / "template.pth", f"{config.site}\n")
+    _copy_fonts(config.site.parent / "fonts", config.home / ".config/matplotlib")
+
+
+def _copy_fonts(source: Path, target: Path) -> None:
+    """Matplotlib's list of fonts, which takes seconds to make; its folder must be writable."""
+    for fonts in source.glob("fontlist-*.json"):
+        target.mkdir(parents=True, exist_ok=True)
+        if not (target / fonts.name).exists():
+            shutil.copyfile(fonts, target / fonts.name)
 
 
 def _link(path: Path, target: Path) -> None:

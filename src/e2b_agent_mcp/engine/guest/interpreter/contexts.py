@@ -32,8 +32,8 @@ BUSY = (
     "The context still runs earlier code that ignored its interruption. "
     "Restart the context to use it again; its variables will be lost."
 )
-LOST = "The context restarts for the next execution; its variables are lost."
-RESTARTED = "The context was restarted while the code ran."
+LOST = "Its variables are lost."
+RESTARTED = "The context was restarted."
 REMOVED = "The context was removed."
 
 
@@ -121,12 +121,16 @@ class Context:
                     await self._run(kernel, execution)
                 except KernelEndedError as ended:
                     self._forget_dead_kernel()
-                    await self._fail(execution, str(ended))
+                    await self._fail(execution, ended)
 
-    async def _fail(self, execution: Execution | None, reason: str) -> None:
-        if execution is not None:
-            await execution.emit([error("ContextRestarting", reason)])
-            await execution.finish()
+    async def _fail(self, execution: Execution | None, ended: KernelEndedError) -> None:
+        if execution is None:
+            return
+        event = error("ContextRestarting", str(ended))
+        if self._removed:
+            event = error("ContextRemoved", REMOVED)
+        await execution.emit([event])
+        await execution.finish()
 
     def _forget_dead_kernel(self) -> None:
         if self._kernel is not None and not self._kernel.process.poll():
@@ -139,7 +143,7 @@ class Context:
         if kernel is not None and kernel.process.poll():
             return kernel
         if kernel is not None and execution is not None:
-            await execution.emit([stderr(f"{kernel.describe_end()} Its variables are lost.\n")])
+            await execution.emit([stderr(f"{kernel.describe_end()} {LOST}\n")])
         self._kernel = kernel = self._launch()
         kernels.start_soon(kernel.serve)
         await self._wait_ready(kernel)

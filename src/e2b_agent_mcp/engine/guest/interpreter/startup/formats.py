@@ -5,6 +5,7 @@ and lists and dicts that JSON can say are also `application/json`.
 """
 
 import json
+import sys
 from typing import Any
 
 from IPython.core.formatters import BaseFormatter
@@ -27,6 +28,14 @@ class ChartFormatter(BaseFormatter):
     print_method = ObjectName("_repr_e2b_chart_")
     _return_type = dict
 
+    # Not registered by type: matplotlib's inline backend, when it sets itself up, takes figures
+    # out of every formatter's register.
+    def __call__(self, value: Any) -> Any:
+        figures = sys.modules.get("matplotlib.figure")
+        if figures is not None and isinstance(value, figures.Figure):
+            return _chart(value)
+        return super().__call__(value)
+
 
 # `Any`: an IPython shell, which has no types.
 def install(shell: Any) -> None:
@@ -36,7 +45,6 @@ def install(shell: Any) -> None:
         formatters[formatter.format_type] = formatter
     for module, name in _FRAMES:
         formatters["e2b/data"].for_type_by_name(module, name, _columns)
-    formatters["e2b/chart"].for_type_by_name("matplotlib.figure", "Figure", _chart)
     for container in (list, dict):
         formatters["application/json"].for_type(container, _json)
     shell.set_hook("show_in_pager", _print_page, priority=0)
