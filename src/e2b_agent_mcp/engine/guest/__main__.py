@@ -13,8 +13,10 @@ from contextlib import suppress
 import anyio
 import uvicorn
 
+from . import relay
 from .app import create_app
 from .config import Environment, GuestConfig
+from .home import prepare_home
 from .limits import apply_limits
 
 STANDARD_FDS = frozenset({0, 1, 2})
@@ -29,9 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.umask(UMASK)
     apply_limits(options.limits)
     config = GuestConfig.of(options)
-    with suppress(ModuleNotFoundError):
-        from .home import prepare_home
-
+    if config.python.is_relative_to(config.home):  # any other Python is not ours to change
         prepare_home(config)
     environment = Environment.of_process(config, os.environ)
     listener = _listener(options)
@@ -88,15 +88,9 @@ async def _serve(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_stop_at_end_of, stdin, server)
         if config.relay_socket.exists():
-            tasks.start_soon(_relay, config)
+            tasks.start_soon(relay.serve, str(config.relay_socket), RELAY_PORT)
         await server.serve(sockets=[listener])
         tasks.cancel_scope.cancel()
-
-
-async def _relay(config: GuestConfig) -> None:
-    from .relay import serve
-
-    await serve(str(config.relay_socket), RELAY_PORT)
 
 
 async def _stop_at_end_of(stdin: int, server: uvicorn.Server) -> None:

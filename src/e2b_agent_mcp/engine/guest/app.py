@@ -4,7 +4,7 @@ The engine authenticates every request before it comes here and writes the heade
 """
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .config import Environment, GuestConfig
 from .envd.app import create_envd
+from .interpreter.app import create_interpreter
 from .proxy import PortProxy
 
 PORT_HEADER = "e2b-sandbox-port"
@@ -21,11 +22,10 @@ INTERPRETER_PORT = 49999
 
 
 def create_app(config: GuestConfig, environment: Environment) -> Starlette:
-    services = {ENVD_PORT: create_envd(config, environment)}
-    with suppress(ModuleNotFoundError):
-        from .interpreter.app import create_interpreter
-
-        services[INTERPRETER_PORT] = create_interpreter(config, environment)
+    services = {
+        ENVD_PORT: create_envd(config, environment),
+        INTERPRETER_PORT: create_interpreter(config, environment),
+    }
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
