@@ -19,12 +19,15 @@ from e2b import (
 from e2b_code_interpreter import E2B, AsyncSandbox
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from e2b_agent_mcp.engine import EngineAddress
 
 
 @pytest.fixture
-def http(engine: EngineAddress) -> httpx.Client:
-    return httpx.Client(base_url=engine.api_url, headers={"X-API-KEY": engine.api_key})
+def http(engine: EngineAddress) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=engine.api_url, headers={"X-API-KEY": engine.api_key}) as client:
+        yield client
 
 
 async def listed(e2b: E2B, **options: object) -> list[str]:

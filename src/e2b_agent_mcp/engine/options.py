@@ -99,10 +99,17 @@ class EngineOptions:
         """
         mode = 0o711 if os.getuid() == 0 else 0o700
         for folder in (self.state_dir, self.homes_dir, self.runtime_dir, self.engine_dir):
-            folder.mkdir(mode=mode, parents=True, exist_ok=True)
+            make_folder(folder, mode)
             _refuse_shared(folder)
         if len(os.fsencode(self.engine_dir)) > LONGEST_ENGINE_DIR:
             raise EngineError(f"runtime_dir {self.runtime_dir} is too long for unix sockets.")
+
+
+def make_folder(folder: Path, mode: int) -> None:
+    """Whatever the umask is; an existing folder stays as it is."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(mode)
 
 
 def _refuse_shared(folder: Path) -> None:

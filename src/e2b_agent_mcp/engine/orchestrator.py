@@ -35,6 +35,7 @@ from .errors import (
     TooManySandboxes,
 )
 from .isolation import Box, BoxSpec, Limits, Owner
+from .options import make_folder
 from .sandbox import (
     Machine,
     PauseMode,
@@ -355,7 +356,7 @@ class Orchestrator:
     async def _launch(self, sandbox: Sandbox, listener: socket.socket, egress_dir: Path) -> Box:
         options = self.options
         if not sandbox.home.exists():
-            sandbox.home.mkdir(mode=0o700)
+            make_folder(sandbox.home, 0o700)
             self._host.isolation.owner.take(sandbox.home)
         try:
             return await self._host.isolation.launch(
@@ -464,7 +465,7 @@ def _listener(path: Path) -> Iterator[socket.socket]:
 
 @contextmanager
 def _folder(path: Path) -> Iterator[None]:
-    path.mkdir(mode=0o711)
+    make_folder(path, 0o711)
     try:
         yield
     finally:
