@@ -12,14 +12,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from e2b_code_interpreter import E2B, AsyncSandbox
 
 from e2b_agent_mcp.engine import EngineAddress, EngineOptions
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
 
 START_TIMEOUT = 600  # seconds; the first run on a machine builds the template
 END_TIMEOUT = 5  # seconds; the promise is 2

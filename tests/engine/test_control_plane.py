@@ -16,10 +16,11 @@ from e2b import (
     SandboxQuery,
     SandboxState,
 )
-from e2b_code_interpreter import E2B, AsyncSandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from e2b_code_interpreter import E2B, AsyncSandbox
 
     from e2b_agent_mcp.engine import EngineAddress
 

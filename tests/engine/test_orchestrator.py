@@ -1,0 +1,252 @@
+"""The orchestrator with real boxes and a clock that the test moves."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from e2b_agent_mcp.engine.egress import NetworkPolicy
+from e2b_agent_mcp.engine.errors import (
+    LaunchRefused,
+    SandboxNotFound,
+    TooManySandboxes,
+)
+from e2b_agent_mcp.engine.host import Host, prepare_host
+from e2b_agent_mcp.engine.orchestrator import Orchestrator, remove_tree
+from e2b_agent_mcp.engine.sandbox import Lifecycle, PauseMode, Sandbox, SandboxSpec, State
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from e2b_agent_mcp.engine import EngineOptions
+
+SPEC = SandboxSpec(template="base", timeout=100, network=NetworkPolicy())
+
+
+class MovedClock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self._now = 1_800_000_000.0
+        self._moved = anyio.Event()
+
+    def now(self) -> float:
+        return self._now
+
+    def move(self, seconds: float) -> None:
+        self._now += seconds
+        self._moved.set()
+        self._moved = anyio.Event()
+
+    async def wait(self, event: anyio.Event, until: float) -> None:
+        async with anyio.create_task_group() as tasks:
+
+            async def first() -> None:
+                await event.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(first)
+            while self._now < until:
+                await self._moved.wait()
+            tasks.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def host(fresh_options: EngineOptions) -> Host:
+    return await prepare_host(fresh_options, print)
+
+
+@pytest.fixture
+def clock() -> MovedClock:
+    return MovedClock()
+
+
+@pytest.fixture
+async def orchestrator(
+    fresh_options: EngineOptions, host: Host, clock: MovedClock
+) -> AsyncIterator[Orchestrator]:
+    async with running(fresh_options, host, clock) as orchestrator:
+        yield orchestrator
+
+
+@asynccontextmanager
+async def running(
+    options: EngineOptions, host: Host, clock: MovedClock | None = None
+) -> AsyncIterator[Orchestrator]:
+    options.make_dirs()
+    async with Orchestrator(options, host, clock=clock) as orchestrator:
+        yield orchestrator
+    assert leftovers(options) == []
+
+
+def leftovers(options: EngineOptions) -> list[Path]:
+    return [*options.homes_dir.iterdir(), *options.engine_dir.iterdir()]
+
+
+async def gone(sandbox: Sandbox, options: EngineOptions) -> None:
+    """Returns when nothing of the sandbox is left."""
+    machine = sandbox.machine
+    if machine is not None:
+        with anyio.fail_after(10):
+            await machine.stopped.wait()
+    assert leftovers(options) == []
+
+
+async def test_a_sandbox_ends_at_its_deadline(
+    orchestrator: Orchestrator, clock: MovedClock
+) -> None:
+    sandbox = await orchestrator.create(SPEC)
+    clock.move(99)
+    await anyio.lowlevel.checkpoint()
+    assert orchestrator.find(sandbox.id) is sandbox
+    clock.move(2)
+    await gone(sandbox, orchestrator.options)
+    with pytest.raises(SandboxNotFound):
+        orchestrator.find(sandbox.id)
+
+
+async def test_a_deadline_can_be_moved_in_both_directions(
+    orchestrator: Orchestrator, clock: MovedClock
+) -> None:
+    later, sooner = await orchestrator.create(SPEC), await orchestrator.create(SPEC)
+    orchestrator.set_timeout(later.id, 500)
+    orchestrator.set_timeout(sooner.id, 10)
+    clock.move(11)
+    assert sooner.machine is not None
+    await sooner.machine.stopped.wait()
+    clock.move(400)
+    assert orchestrator.find(later.id).state is State.RUNNING
+    assert [s.id for s in orchestrator.sandboxes()] == [later.id]
+
+
+async def test_a_sandbox_that_pauses_on_timeout_is_kept(
+    orchestrator: Orchestrator, clock: MovedClock
+) -> None:
+    lifecycle = Lifecycle(on_timeout="pause", pause_mode=PauseMode.FILESYSTEM)
+    sandbox = await orchestrator.create(replace(SPEC, lifecycle=lifecycle))
+    assert sandbox.machine is not None
+    stopped = sandbox.machine.stopped
+    clock.move(101)
+    await stopped.wait()
+    clock.move(100_000)
+    assert orchestrator.find(sandbox.id).state is State.PAUSED
+    assert sandbox.home.is_dir()
+    resumed, _ = await orchestrator.resume(sandbox.id, 50)
+    assert (resumed.state, resumed.end_at) == (State.RUNNING, clock.now() + 50)
+
+
+async def test_a_box_that_dies_takes_its_sandbox_along(orchestrator: Orchestrator) -> None:
+    sandbox = await orchestrator.create(SPEC)
+    assert sandbox.machine is not None
+    sandbox.machine.box.kill()
+    await gone(sandbox, orchestrator.options)
+    with pytest.raises(SandboxNotFound):
+        orchestrator.find(sandbox.id)
+
+
+async def test_a_guest_that_does_not_come_up_leaves_nothing(
+    fresh_options: EngineOptions, host: Host
+) -> None:
+    broken = host._replace(template=replace(host.template, command=("/bin/false",)))
+    async with running(fresh_options, broken) as orchestrator:
+        with pytest.raises(LaunchRefused, match="ended before it answered"):
+            await orchestrator.create(SPEC)
+        assert leftovers(fresh_options) == []
+        assert not orchestrator.busy
+
+
+async def test_a_cancelled_create_leaves_nothing(orchestrator: Orchestrator) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(orchestrator.create, SPEC)
+        with anyio.fail_after(10):
+            while not list(orchestrator.options.homes_dir.iterdir()):
+                await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    assert leftovers(orchestrator.options) == []
+    assert not orchestrator.busy
+
+
+async def test_a_failed_resume_keeps_the_files(orchestrator: Orchestrator) -> None:
+    sandbox = await orchestrator.create(SPEC)
+    await orchestrator.pause(sandbox.id, PauseMode.FILESYSTEM)
+    away = sandbox.home.rename(sandbox.home.with_name("away"))
+    sandbox.home.touch()  # a home that no box can be made on
+    with pytest.raises(LaunchRefused):
+        await orchestrator.resume(sandbox.id, 10)
+    assert orchestrator.find(sandbox.id).state is State.PAUSED
+    sandbox.home.unlink()
+    away.rename(sandbox.home)
+    resumed, _ = await orchestrator.resume(sandbox.id, 10)
+    assert resumed.state is State.RUNNING
+
+
+async def test_there_is_a_most_of_sandboxes(fresh_options: EngineOptions, host: Host) -> None:
+    async with running(replace(fresh_options, max_sandboxes=1), host) as orchestrator:
+        sandbox = await orchestrator.create(SPEC)
+        with pytest.raises(TooManySandboxes, match="max_sandboxes"):
+            await orchestrator.create(SPEC)
+        await orchestrator.kill(sandbox.id)
+        await orchestrator.create(SPEC)
+
+
+async def test_creates_under_one_key_at_the_same_time_make_one_sandbox(
+    orchestrator: Orchestrator,
+) -> None:
+    made: list[Sandbox] = []
+
+    async def create() -> None:
+        made.append(await orchestrator.create(SPEC, idempotency_key="k"))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(create)
+    assert len(made) == 3
+    assert len(orchestrator.sandboxes()) == 1
+
+
+async def test_what_a_killed_engine_left_is_removed(
+    fresh_options: EngineOptions, host: Host
+) -> None:
+    fresh_options.make_dirs()
+    (fresh_options.homes_dir / "iold" / "folder").mkdir(parents=True)
+    (fresh_options.engine_dir / "iold.sock").touch()
+    (fresh_options.engine_dir / "iold.net").mkdir()
+    async with running(fresh_options, host):
+        assert leftovers(fresh_options) == []
+
+
+def test_any_tree_can_be_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").touch()
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "link").symlink_to(outside)
+    make_deep(tree, 3000)
+    (tree / "closed").mkdir()
+    (tree / "closed" / "file").touch()
+    (tree / "closed").chmod(0)
+    with caplog.at_level(logging.ERROR):
+        remove_tree(tree)
+    assert not tree.exists()
+    assert (outside / "file").exists()
+    assert not caplog.records
+
+
+def make_deep(folder: Path, depth: int) -> None:
+    """Deeper than a path may be long, as a hostile sandbox can."""
+    at = os.open(folder, os.O_DIRECTORY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=at)
+        below = os.open("d", os.O_DIRECTORY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
