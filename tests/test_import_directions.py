@@ -18,11 +18,14 @@ SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 LAYERS = {
     "": {"server", "lifecycle", "connection"},
     "__main__": {"cli"},
-    "cli": {"server", "lifecycle", "connection", "demo", "doctor", "install", "engine", ""},
+    "cli": {
+        *("server", "lifecycle", "connection", "rendering", "pool", "engine"),
+        *("demo", "doctor", "install"),
+    },
     "demo": {"lifecycle", "pool"},
-    "doctor": {"connection", "lifecycle", "engine", ""},
+    "doctor": {"connection", "lifecycle", "engine"},
     "install": set[str](),
-    "server": {"lifecycle", "connection", "rendering", "agent", "pool", ""},
+    "server": {"lifecycle", "connection", "rendering", "agent", "pool"},
     "connection": {"lifecycle", "engine"},
     "agent": {"lifecycle", "pool"},
     "rendering": {"lifecycle", "pool"},
@@ -35,7 +38,7 @@ LAYERS = {
 OPEN = {"settings", "errors"}
 
 DOORS = {
-    "mcp": {"server", "rendering", "demo"},
+    "mcp": {"server", "rendering"},
     "e2b": {"lifecycle", "errors"},
     "e2b_code_interpreter": {"lifecycle", "errors"},
     "httpx": {"errors", "lifecycle"},
@@ -51,6 +54,8 @@ GUEST_PACKAGES = {
     *("anyio", "starlette", "uvicorn", "h11", "python_multipart", "multipart"),
     *("IPython", "ipykernel", "jupyter_client", "jupyter_core", "zmq", "traitlets"),
     *("matplotlib", "numpy", "pandas", "PIL", "sklearn", "seaborn", "plotly"),
+    "e2b_charts",
+    "e2b_startup",  # what the interpreter's `startup` package is called there
 }
 
 

@@ -43,7 +43,7 @@ Command = Callable[[argparse.Namespace, Settings], int]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     flags, rest = _shared().parse_known_args(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(rest)
+    args = build_parser().parse_args(rest)
     try:
         settings = _settings(flags, args)
         _log_to_stderr(settings)
@@ -100,7 +100,7 @@ def _shared() -> argparse.ArgumentParser:
     return parser
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     shared = _shared()
     parser = argparse.ArgumentParser(
         prog=NAME,

@@ -11,7 +11,7 @@ COLORS = ["#2f6fde", "#e4572e", "#17a398", "#f2b134", "#8e5bd0", "#5c6b7a"]
 def apply_style() -> None:
     plt.rcParams.update(
         {
-            "figure.dpi": 110,
+            "figure.dpi": 140,
             "figure.facecolor": "white",
             "font.size": 10.5,
             "text.color": INK,
