@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             log_level="warning",
             access_log=False,
             proxy_headers=False,
+            server_header=False,
             ws="none",
             timeout_graceful_shutdown=GOODBYE,
             timeout_keep_alive=3600,  # seconds; the engine decides, it is the only client
