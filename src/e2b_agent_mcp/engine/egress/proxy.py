@@ -4,14 +4,17 @@ The client is hostile. The proxy resolves names itself and connects to the addre
 checked. It reads one bounded head per connection and then moves bytes: tunnels (CONNECT) are
 never looked into. A replaced policy ends the open connections, so that none outlives the
 permission it was made under.
+
+Sockets are used bare: closing one is then immediate, whatever its peer has not read yet.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import socket
-from contextlib import asynccontextmanager, suppress
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Self
 
@@ -21,10 +24,10 @@ from .policy import Address, Denied, NetworkPolicy
 from .request import END_OF_HEAD, LARGEST_HEAD, BadRequest, ProxyRequest, parse_head
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
-    from anyio.abc import AsyncResource, ByteStream, SocketListener, SocketStream, TaskGroup
+    from anyio.abc import TaskGroup
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ HEAD_TIMEOUT = 30.0  # seconds for the client to send its head
 CONNECT_TIMEOUT = 15.0  # seconds, resolving included
 IDLE_TIMEOUT = 600.0  # seconds without a byte in either direction
 ACCEPT_PAUSE = 0.5  # seconds
+BACKLOG = 128
 CHUNK = 64 * 1024  # bytes
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -53,6 +57,7 @@ class EgressProxy:
         self._endpoints = frozenset(endpoints)
         self._resolving = anyio.CapacityLimiter(RESOLUTIONS)
         self._open: set[anyio.CancelScope] = set()
+        self._listener = _stream_socket(socket.AF_UNIX)
         self._tasks: TaskGroup | None = None
 
     @property
@@ -67,46 +72,49 @@ class EgressProxy:
                 scope.cancel()
 
     async def __aenter__(self) -> Self:
+        self._listener.bind(str(self._socket_path))
         # Everybody may connect who can pass through the folder: the box's user need not be ours.
-        listener = await anyio.create_unix_listener(self._socket_path, mode=0o666)
+        self._socket_path.chmod(0o666)
+        self._listener.listen(BACKLOG)
         self._tasks = await anyio.create_task_group().__aenter__()
-        self._tasks.start_soon(self._listen, listener)
+        self._tasks.start_soon(self._listen)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         assert self._tasks is not None
         self._tasks.cancel_scope.cancel()
-        await self._tasks.__aexit__(None, None, None)
-        with suppress(FileNotFoundError):
-            self._socket_path.unlink()
+        try:
+            await self._tasks.__aexit__(None, None, None)
+        finally:
+            self._listener.close()
+            self._socket_path.unlink(missing_ok=True)
 
-    async def _listen(self, listener: SocketListener) -> None:
-        async with _closing(listener), anyio.create_task_group() as clients:
-            while True:
-                try:
-                    client = await listener.accept()
-                except OSError as exc:  # no descriptor left: some will be freed
-                    logger.warning("cannot accept a connection: %s", exc)
-                    await anyio.sleep(ACCEPT_PAUSE)
-                else:
-                    clients.start_soon(self._serve, client)
+    async def _listen(self) -> None:
+        assert self._tasks is not None
+        while True:
+            try:
+                client, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+            except OSError as exc:  # no descriptor left: some will be freed
+                logger.warning("cannot accept a connection: %s", exc)
+                await anyio.sleep(ACCEPT_PAUSE)
+            else:
+                self._tasks.start_soon(self._serve, client)
 
-    async def _serve(self, client: SocketStream) -> None:
+    async def _serve(self, client: socket.socket) -> None:
         """One connection; whatever goes wrong with it stays in it."""
-        async with _closing(client):
-            with anyio.CancelScope() as scope:
-                self._open.add(scope)
-                try:
-                    if len(self._open) > CONNECTIONS:
-                        await _answer(client, 503, "too many connections of this sandbox")
-                    else:
-                        await self._exchange(client)
-                except (anyio.BrokenResourceError, anyio.EndOfStream, OSError) as exc:
-                    logger.debug("connection ended: %r", exc)
-                finally:
-                    self._open.discard(scope)
+        with client, anyio.CancelScope() as scope:
+            self._open.add(scope)
+            try:
+                if len(self._open) > CONNECTIONS:
+                    await _answer(client, 503, "too many connections of this sandbox")
+                else:
+                    await self._exchange(client)
+            except OSError as exc:
+                logger.debug("connection ended: %r", exc)
+            finally:
+                self._open.discard(scope)
 
-    async def _exchange(self, client: SocketStream) -> None:
+    async def _exchange(self, client: socket.socket) -> None:
         try:
             with anyio.fail_after(HEAD_TIMEOUT):
                 head, rest = await _read_head(client)
@@ -117,14 +125,13 @@ class EgressProxy:
         server = await self._connect(client, request)
         if server is None:
             return
-        async with _closing(server):
-            with anyio.move_on_after(IDLE_TIMEOUT) as idle:
-                if request.forward is None:
-                    await client.send(ESTABLISHED)
-                await server.send((request.forward or b"") + rest)
-                await _join(client, server, idle)
+        with server, anyio.move_on_after(IDLE_TIMEOUT) as idle:
+            if request.forward is None:
+                await _send(client, ESTABLISHED)
+            await _send(server, (request.forward or b"") + rest)
+            await _join(client, server, idle)
 
-    async def _connect(self, client: SocketStream, request: ProxyRequest) -> SocketStream | None:
+    async def _connect(self, client: socket.socket, request: ProxyRequest) -> socket.socket | None:
         """None when the client has got its refusal."""
         host, port = request.host, request.port
         try:
@@ -138,9 +145,9 @@ class EgressProxy:
                     await _answer(client, 403, decision.reason, decision.remedy)
                     return None
                 return await _connect_any(decision.addresses, port)
-        except socket.gaierror:
+        except (socket.gaierror, UnicodeError):
             await _answer(client, 502, f"no address is known for {host}")
-        except (OSError, TimeoutError):
+        except OSError:
             await _answer(client, 504, f"{host}:{port} does not answer")
         return None
 
@@ -152,8 +159,7 @@ class EgressProxy:
 
 def is_own(address: Address) -> bool:
     """Whether this machine has the address: only then a socket can be bound to it."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as attempt:
+    with socket.socket(_family(address), socket.SOCK_DGRAM) as attempt:
         try:
             attempt.bind((str(address), 0))
         except OSError as exc:
@@ -161,60 +167,84 @@ def is_own(address: Address) -> bool:
     return True
 
 
-@asynccontextmanager
-async def _closing(resource: AsyncResource) -> AsyncIterator[None]:
-    """Closes even when cancelled: else bytes that the peer does not take would keep it open."""
-    try:
-        yield
-    finally:
-        with anyio.CancelScope(shield=True):
-            await resource.aclose()
-
-
-async def _connect_any(addresses: Collection[Address], port: int) -> SocketStream:
+async def _connect_any(addresses: Collection[Address], port: int) -> socket.socket:
     """The first that answers; OSError of the last one."""
     *others, last = addresses
     for address in others:
         with suppress(OSError):
-            return await anyio.connect_tcp(str(address), port)
-    return await anyio.connect_tcp(str(last), port)
+            return await _connect(address, port)
+    return await _connect(last, port)
 
 
-async def _read_head(client: ByteStream) -> tuple[bytes, bytes]:
+async def _connect(address: Address, port: int) -> socket.socket:
+    with _closing_on_error(_stream_socket(_family(address))) as server:
+        await asyncio.get_running_loop().sock_connect(server, (str(address), port))
+        return server
+
+
+async def _read_head(client: socket.socket) -> tuple[bytes, bytes]:
     """The head and what came after it."""
     data = b""
     while END_OF_HEAD not in data:
         if len(data) > LARGEST_HEAD:
             raise BadRequest("the head of the request is too large")
-        data += await client.receive(CHUNK)
+        received = await _receive(client)
+        if not received:
+            raise ConnectionError("ended within its head")
+        data += received
     head, _, rest = data.partition(END_OF_HEAD)
     return head, rest
 
 
-async def _join(one: SocketStream, other: SocketStream, idle: anyio.CancelScope) -> None:
-    """Moves bytes both ways until both sides have ended."""
+async def _join(one: socket.socket, other: socket.socket, idle: anyio.CancelScope) -> None:
+    """Moves bytes both ways until both sides have ended; a broken side ends both."""
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_pump, one, other, idle)
-        tasks.start_soon(_pump, other, one, idle)
+
+        async def pump(source: socket.socket, sink: socket.socket) -> None:
+            try:
+                while data := await _receive(source):
+                    idle.deadline = anyio.current_time() + IDLE_TIMEOUT
+                    await _send(sink, data)
+                sink.shutdown(socket.SHUT_WR)
+            except OSError:
+                tasks.cancel_scope.cancel()
+
+        tasks.start_soon(pump, one, other)
+        tasks.start_soon(pump, other, one)
 
 
-async def _pump(source: SocketStream, sink: SocketStream, idle: anyio.CancelScope) -> None:
-    """A broken side ends the whole exchange, an ended one its direction."""
-    try:
-        async for data in source:
-            idle.deadline = anyio.current_time() + IDLE_TIMEOUT
-            await sink.send(data)
-        await sink.send_eof()
-    except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-        idle.cancel()
-
-
-async def _answer(client: ByteStream, status: int, reason: str, remedy: str = "") -> None:
+async def _answer(client: socket.socket, status: int, reason: str, remedy: str = "") -> None:
     """The reason is the status line's phrase too: of a refused CONNECT clients show only that."""
-    phrase = reason.encode("ascii", "replace").decode()
-    body = f"{reason}. {remedy}".strip().encode() + b"\n"
+    body = f"{reason}. {remedy}".strip() + "\n"
     head = (
-        f"HTTP/1.1 {status} {phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        f"HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
-    await client.send(head.encode("ascii") + body)
+    await _send(client, (head + body).encode("ascii"))
+
+
+async def _receive(source: socket.socket) -> bytes:
+    return await asyncio.get_running_loop().sock_recv(source, CHUNK)
+
+
+async def _send(sink: socket.socket, data: bytes) -> None:
+    await asyncio.get_running_loop().sock_sendall(sink, data)
+
+
+def _family(address: Address) -> socket.AddressFamily:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def _stream_socket(family: socket.AddressFamily) -> socket.socket:
+    stream = socket.socket(family, socket.SOCK_STREAM)
+    stream.setblocking(False)
+    return stream
+
+
+@contextmanager
+def _closing_on_error(stream: socket.socket) -> Iterator[socket.socket]:
+    try:
+        yield stream
+    except BaseException:
+        stream.close()
+        raise

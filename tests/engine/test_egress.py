@@ -1,0 +1,367 @@
+"""What a sandbox may reach: the policy as a pure decision, and the proxy that carries it out."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio.abc import SocketStream
+
+from e2b_agent_mcp.engine.egress import Allowed, Denied, EgressProxy, NetworkPolicy
+from e2b_agent_mcp.engine.egress.policy import is_public
+from e2b_agent_mcp.engine.egress.proxy import CONNECTIONS, is_own
+from e2b_agent_mcp.engine.egress.request import LARGEST_HEAD, BadRequest, parse_head
+from e2b_agent_mcp.engine.guest import relay
+
+PUBLIC = "93.184.215.14"
+
+# ---------------------------------------------------------------- addresses
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        pytest.param("127.0.0.1", id="loopback"),
+        pytest.param("127.1.2.3", id="all of 127/8"),
+        pytest.param("0.0.0.0", id="this host"),
+        pytest.param("10.1.2.3", id="private A"),
+        pytest.param("172.16.0.1", id="private B"),
+        pytest.param("192.168.1.1", id="private C"),
+        pytest.param("169.254.169.254", id="cloud metadata"),
+        pytest.param("168.63.129.16", id="cloud metadata at a public address"),
+        pytest.param("100.64.0.1", id="carrier NAT"),
+        pytest.param("100.100.100.200", id="cloud metadata in carrier NAT"),
+        pytest.param("192.0.2.1", id="documentation"),
+        pytest.param("198.18.0.1", id="benchmarks"),
+        pytest.param("224.0.0.1", id="multicast"),
+        pytest.param("240.0.0.1", id="reserved"),
+        pytest.param("255.255.255.255", id="broadcast"),
+        pytest.param("::1", id="v6 loopback"),
+        pytest.param("::", id="v6 unspecified"),
+        pytest.param("fe80::1", id="v6 link"),
+        pytest.param("fec0::1", id="v6 site"),
+        pytest.param("fd00:ec2::254", id="v6 cloud metadata"),
+        pytest.param("ff0e::1", id="v6 global multicast"),
+        pytest.param("2001:db8::1", id="v6 documentation"),
+        pytest.param("::ffff:127.0.0.1", id="mapped loopback"),
+        pytest.param("::ffff:10.0.0.1", id="mapped private"),
+        pytest.param("::127.0.0.1", id="v4-compatible"),
+        pytest.param("2002:7f00:1::", id="6to4 of loopback"),
+        pytest.param("2002:a9fe:a9fe::", id="6to4 of metadata"),
+        pytest.param("64:ff9b::7f00:1", id="NAT64 of loopback"),
+        pytest.param("64:ff9b::a9fe:a9fe", id="NAT64 of metadata"),
+        pytest.param("64:ff9b:1::1", id="local NAT64"),
+        pytest.param("2001:0:7f00:1::", id="Teredo"),
+    ],
+)
+def test_an_address_that_is_not_public_is_refused(address: str) -> None:
+    decision = NetworkPolicy().decide("example.com", 443, [ip_address(address)])
+
+    assert isinstance(decision, Denied)
+
+
+@pytest.mark.parametrize("address", [PUBLIC, "1.1.1.1", "2606:4700::1111", "64:ff9b::101:101"])
+def test_a_public_address_is_allowed(address: str) -> None:
+    assert is_public(ip_address(address))
+
+
+# ---------------------------------------------------------------- rules
+
+POLICIES = [
+    pytest.param(NetworkPolicy(), "example.com", PUBLIC, True, id="public"),
+    pytest.param(NetworkPolicy(False), "example.com", PUBLIC, False, id="none"),
+    pytest.param(NetworkPolicy(False, ("example.com",)), "EXAMPLE.com.", PUBLIC, True, id="name"),
+    pytest.param(NetworkPolicy(False, ("example.com",)), "x.example.com", PUBLIC, False, id="sub"),
+    pytest.param(NetworkPolicy(False, ("*.example.com",)), "a.b.example.com", PUBLIC, True, id="*."),
+    pytest.param(NetworkPolicy(False, ("*.example.com",)), "example.com", PUBLIC, False, id="apex"),
+    pytest.param(NetworkPolicy(False, ("*.ample.com",)), "example.com", PUBLIC, False, id="suffix"),
+    pytest.param(NetworkPolicy(False, (PUBLIC,)), "example.com", PUBLIC, True, id="address"),
+    pytest.param(NetworkPolicy(False, ("93.0.0.0/8",)), "example.com", PUBLIC, True, id="network"),
+    pytest.param(NetworkPolicy(False, ("93.0.0.0/8",)), "example.com", "1.1.1.1", False, id="other"),
+    pytest.param(NetworkPolicy(True, (), (PUBLIC,)), "example.com", PUBLIC, False, id="denied"),
+    pytest.param(
+        NetworkPolicy(True, (), (PUBLIC,)), "example.com", f"::ffff:{PUBLIC}", False, id="mapped"
+    ),
+    pytest.param(NetworkPolicy(True, (), ("*.com",)), "example.com", PUBLIC, False, id="denied name"),
+    pytest.param(
+        NetworkPolicy(True, ("example.com",), ("0.0.0.0/0",)),
+        "example.com",
+        PUBLIC,
+        True,
+        id="allow wins over deny",
+    ),
+    pytest.param(
+        NetworkPolicy(True, (), ("0.0.0.0/0",)), "example.com", "2606:4700::1", False, id="all v6 too"
+    ),
+    pytest.param(NetworkPolicy(True, ("10.0.0.5",)), "db", "10.0.0.5", True, id="private, named"),
+    pytest.param(NetworkPolicy(True, ("10.0.0.0/8",)), "db", "10.0.0.5", True, id="private network"),
+    pytest.param(NetworkPolicy(True, ("db",)), "db", "10.0.0.5", False, id="private, by name only"),
+    pytest.param(NetworkPolicy(True, ("0.0.0.0/0",)), "db", "10.0.0.5", False, id="all is public"),
+    pytest.param(NetworkPolicy(True, ("127.0.0.1",)), "h", "127.0.0.1", False, id="never loopback"),
+    pytest.param(
+        NetworkPolicy(True, ("169.254.169.254",)), "m", "169.254.169.254", False, id="never link"
+    ),
+]
+
+
+@pytest.mark.parametrize(("policy", "host", "address", "allowed"), POLICIES)
+def test_rules_decide_by_name_and_address(
+    policy: NetworkPolicy, host: str, address: str, allowed: bool
+) -> None:
+    decision = policy.decide(host, 443, [ip_address(address)])
+
+    assert isinstance(decision, Allowed) is allowed
+
+
+def test_only_the_addresses_that_pass_are_connected_to() -> None:
+    """A name that resolves to a public and to a private address does not open the private one."""
+    mixed = [ip_address("127.0.0.1"), ip_address(PUBLIC), ip_address("10.0.0.1")]
+
+    assert NetworkPolicy().decide("example.com", 443, mixed) == Allowed((ip_address(PUBLIC),))
+
+
+def test_this_machines_public_address_is_closed() -> None:
+    here = ip_address(PUBLIC)
+
+    assert isinstance(NetworkPolicy().decide("me.example", 443, [here], own=[here]), Denied)
+
+
+def test_the_mail_port_is_closed_even_for_allowed_hosts() -> None:
+    policy = NetworkPolicy(True, ("example.com",))
+
+    assert isinstance(policy.decide("example.com", 25, [ip_address(PUBLIC)]), Denied)
+
+
+def test_the_package_index_may_be_a_private_address_on_its_own_port() -> None:
+    private = [ip_address("10.0.0.1")]
+    endpoints = {("index.corp", 443)}
+
+    assert isinstance(
+        NetworkPolicy().decide("index.corp", 443, private, endpoints=endpoints), Allowed
+    )
+    assert isinstance(NetworkPolicy().decide("index.corp", 22, private, endpoints=endpoints), Denied)
+    assert isinstance(
+        NetworkPolicy(False).decide("index.corp", 443, private, endpoints=endpoints), Denied
+    )
+
+
+def test_a_refusal_names_the_setting() -> None:
+    denied = NetworkPolicy(False).decide("example.com", 443, [ip_address(PUBLIC)])
+
+    assert denied == Denied(
+        "this sandbox has no internet access",
+        "Create it with allow_internet_access, or name the host in network.allow_out.",
+    )
+
+
+# ---------------------------------------------------------------- request heads
+
+
+def test_an_absolute_request_is_rewritten_for_its_server() -> None:
+    head = (
+        b"POST http://example.com:8080?q=1 HTTP/1.1\r\nHost: evil.example\r\nX-A: b\r\n"
+        b"Proxy-Authorization: secret\r\nProxy-Connection: keep-alive\r\nContent-Length: 2"
+    )
+
+    request = parse_head(head)
+
+    assert (request.host, request.port) == ("example.com", 8080)
+    assert request.forward == (
+        b"POST /?q=1 HTTP/1.1\r\nHost: example.com:8080\r\nX-A: b\r\nContent-Length: 2\r\n"
+        b"Connection: close\r\n\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"\x16\x03\x01", id="TLS"),
+        pytest.param(b"GET / HTTP/1.1", id="not a proxy request"),
+        pytest.param(b"GET http://example.com/ HTTP/2", id="version"),
+        pytest.param(b"GET https://example.com/ HTTP/1.1", id="https without a tunnel"),
+        pytest.param(b"CONNECT example.com HTTP/1.1", id="no port"),
+        pytest.param(b"CONNECT example.com:99999 HTTP/1.1", id="no such port"),
+        pytest.param(b"CONNECT :443 HTTP/1.1", id="no host"),
+        pytest.param(b"CONNECT a@b:443 HTTP/1.1", id="user"),
+        pytest.param(b"CONNECT [fe80::1%25eth0]:443 HTTP/1.1", id="zone"),
+        pytest.param(b"CONNECT exa\xffmple:443 HTTP/1.1", id="not ASCII"),
+        pytest.param(b"GET http://a b/ HTTP/1.1", id="space"),
+        pytest.param(b"GET http://example.com/ HTTP/1.1\r\nno colon", id="header"),
+        pytest.param(b"GET http://example.com/ HTTP/1.1\r\nA: b\r\n folded", id="folded header"),
+        pytest.param(b"GET http://example.com/ HTTP/1.1\r\nA: b\rX: y", id="bare CR"),
+        pytest.param(b"GET http://example.com/ HTTP/1.1\r\nA: b\nX: y", id="bare LF"),
+    ],
+)
+def test_a_malformed_head_is_refused(head: bytes) -> None:
+    with pytest.raises(BadRequest):
+        parse_head(head)
+
+
+# ---------------------------------------------------------------- the proxy
+
+
+@asynccontextmanager
+async def echo_server() -> AsyncIterator[int]:
+    """Sends back what it gets, and ends when its client does."""
+
+    async def echo(stream: SocketStream) -> None:
+        async with stream:
+            async for data in stream:
+                await stream.send(data)
+
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, echo)
+            yield listener.extra(anyio.abc.SocketAttribute.local_port)
+            tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def proxy_to(port: int, folder: Path, policy: NetworkPolicy | None = None):  # type: ignore[no-untyped-def]
+    """One whose only reachable private endpoint is the test's server."""
+    with anyio.fail_after(10):
+        async with EgressProxy(
+            folder / "p.sock", policy or NetworkPolicy(), {("127.0.0.1", port)}
+        ) as proxy:
+            yield proxy
+
+
+async def ask(folder: Path, request: bytes) -> bytes:
+    """Everything the proxy answers until it closes."""
+    answer = b""
+    async with await anyio.connect_unix(folder / "p.sock") as client:
+        await client.send(request)
+        async for data in client:
+            answer += data
+    return answer
+
+
+async def tunnel(folder: Path, port: int) -> SocketStream:
+    client = await anyio.connect_unix(folder / "p.sock")
+    await client.send(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n\r\n" % port)
+    assert (await client.receive()).startswith(b"HTTP/1.1 200 ")
+    return client
+
+
+async def test_a_tunnel_moves_bytes_both_ways_and_ends_with_its_client(tmp_path: Path) -> None:
+    async with echo_server() as port, proxy_to(port, tmp_path):
+        async with await tunnel(tmp_path, port) as client:
+            await client.send(b"x" * 1_000_000)
+            await client.send_eof()
+            received = 0
+            async for data in client:
+                received += len(data)
+
+    assert received == 1_000_000
+
+
+async def test_a_plain_request_reaches_its_server_with_its_body(tmp_path: Path) -> None:
+    async with echo_server() as port, proxy_to(port, tmp_path):
+        async with await anyio.connect_unix(tmp_path / "p.sock") as client:
+            await client.send(b"PUT http://127.0.0.1:%d/f HTTP/1.1\r\nA: b\r\n\r\nbo" % port)
+            await client.send(b"dy")
+            await client.send_eof()
+            received = b""
+            async for data in client:
+                received += data
+
+    assert received.startswith(b"PUT /f HTTP/1.1\r\n")
+    assert received.endswith(b"\r\n\r\nbody")
+
+
+async def test_a_refusal_says_why_in_its_status_line_and_its_body(tmp_path: Path) -> None:
+    async with proxy_to(1, tmp_path):
+        answer = await ask(tmp_path, b"CONNECT 10.0.0.1:443 HTTP/1.1\r\n\r\n")
+
+    head, _, body = answer.decode().partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 403 10.0.0.1 is at 10.0.0.1, which is not a public address\r\n")
+    assert body == (
+        "10.0.0.1 is at 10.0.0.1, which is not a public address. "
+        "A private address can be allowed by naming it in network.allow_out.\n"
+    )
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0x7f.1", "2130706433", "[::1]", "0"])
+async def test_no_spelling_of_loopback_reaches_the_host(host: str, tmp_path: Path) -> None:
+    async with echo_server() as port, proxy_to(1, tmp_path):
+        answer = await ask(tmp_path, b"CONNECT %s:%d HTTP/1.1\r\n\r\n" % (host.encode(), port))
+
+    assert answer.startswith((b"HTTP/1.1 403 ", b"HTTP/1.1 502 "))
+
+
+async def test_a_head_without_an_end_is_refused_at_its_limit(tmp_path: Path) -> None:
+    async with proxy_to(1, tmp_path):
+        answer = await ask(tmp_path, b"GET http://x/" + b"a" * (LARGEST_HEAD + 1))
+
+    assert answer.startswith(b"HTTP/1.1 400 the head of the request is too large")
+
+
+async def test_a_closed_port_is_a_gateway_error(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    async with proxy_to(port, tmp_path):
+        answer = await ask(tmp_path, b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n\r\n" % port)
+
+    assert answer.startswith(b"HTTP/1.1 504 ")
+
+
+async def test_a_replaced_policy_holds_at_once_and_ends_open_tunnels(tmp_path: Path) -> None:
+    async with echo_server() as port, proxy_to(port, tmp_path) as proxy:
+        async with await tunnel(tmp_path, port) as client:
+            proxy.policy = NetworkPolicy(internet=False)
+            with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                await client.receive()
+        answer = await ask(tmp_path, b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n\r\n" % port)
+
+    assert answer.startswith(b"HTTP/1.1 403 this sandbox has no internet access")
+
+
+async def test_one_connection_too_many_is_refused_and_the_others_live(tmp_path: Path) -> None:
+    async with echo_server() as port, proxy_to(port, tmp_path):
+        idle = [await anyio.connect_unix(tmp_path / "p.sock") for _ in range(CONNECTIONS - 1)]
+        client = await tunnel(tmp_path, port)
+        async with await anyio.connect_unix(tmp_path / "p.sock") as extra:
+            refused = await extra.receive()
+        await client.send(b"still here")
+        assert await client.receive() == b"still here"
+        for stream in (client, *idle):
+            await stream.aclose()
+
+    assert refused.startswith(b"HTTP/1.1 503 ")
+
+
+async def test_the_proxy_ends_with_open_connections_and_leaves_no_socket(tmp_path: Path) -> None:
+    async with echo_server() as port:
+        async with proxy_to(port, tmp_path):
+            client = await tunnel(tmp_path, port)
+        with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+            await client.receive()
+        await client.aclose()
+
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_the_relay_leads_from_a_loopback_port_to_the_proxy(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        relay_port = reserved.getsockname()[1]
+    async with echo_server() as port, proxy_to(port, tmp_path):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(relay.serve, str(tmp_path / "p.sock"), relay_port)
+            await anyio.wait_all_tasks_blocked()
+            async with await anyio.connect_tcp("127.0.0.1", relay_port) as client:
+                await client.send(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n\r\n" % port)
+                assert (await client.receive()).startswith(b"HTTP/1.1 200 ")
+                await client.send(b"ping")
+                assert await client.receive() == b"ping"
+            tasks.cancel_scope.cancel()
+
+
+def test_own_addresses_are_known() -> None:
+    assert is_own(ip_address("127.0.0.1"))
+    assert not is_own(ip_address("192.0.2.1"))

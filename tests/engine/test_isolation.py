@@ -1,0 +1,761 @@
+"""Real boxes on this machine: what code in them sees, what it cannot do, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from e2b_agent_mcp.engine.egress import EgressProxy, NetworkPolicy
+from e2b_agent_mcp.engine.errors import IsolationUnavailable
+from e2b_agent_mcp.engine.index import PackageIndex, read_package_index
+from e2b_agent_mcp.engine.isolation import Box, BoxSpec, Isolation, Limits, probe
+from e2b_agent_mcp.engine.isolation.limits import counts_processes_per_box
+from e2b_agent_mcp.engine.isolation.remedy import HostFacts, explain
+from e2b_agent_mcp.engine.options import EngineOptions
+from e2b_agent_mcp.engine.template import Template, ensure_template
+
+START = "import sys; sys.path += ['/opt/e2b', '/opt/e2b/lib', '/opt/e2b/site']\n"
+
+
+@pytest.fixture(scope="module")
+def index() -> PackageIndex:
+    return read_package_index(os.environ, Path(sys.prefix))
+
+
+@pytest.fixture(scope="module")
+async def isolation() -> Isolation:
+    return await probe(cache_dir=EngineOptions().cache_dir)
+
+
+@pytest.fixture(scope="module")
+async def template(isolation: Isolation, index: PackageIndex) -> Template:
+    return await ensure_template(
+        cache_dir=EngineOptions().cache_dir, isolation=isolation, index=index, environ=os.environ
+    )
+
+
+@pytest.fixture
+def folder(isolation: Isolation) -> Iterator[Path]:
+    """Short (unix sockets) and open to pass (boxes may be another user)."""
+    with tempfile.TemporaryDirectory(prefix="e2b-") as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+@pytest.fixture
+def home(folder: Path, isolation: Isolation) -> Path:
+    home = folder / "home"
+    home.mkdir(mode=0o700)
+    isolation.owner.take(home)
+    return home
+
+
+class Boxes:
+    """Launches Python programs in boxes of one home."""
+
+    def __init__(self, isolation: Isolation, template: Template, home: Path) -> None:
+        self.isolation = isolation
+        self.template = template
+        self.home = home
+
+    @contextlib.asynccontextmanager
+    async def open(self, code: str, **spec: object) -> AsyncIterator[Box]:
+        box = await self.isolation.launch(self.spec(code, **spec))
+        async with box:
+            yield box
+
+    def spec(self, code: str, **spec: object) -> BoxSpec:
+        limits = spec.get("limits", Limits())
+        assert isinstance(limits, Limits)
+        prelude = (
+            f"{START}from guest.limits import apply_limits\n"
+            f"apply_limits('''{limits.to_json(os.uname().release)}''')\n"
+        )
+        command = (self.template.python, "-I", "-S", "-c", prelude + textwrap.dedent(code))
+        return BoxSpec(
+            sandbox_id="test",
+            home=self.home,
+            template=self.template,
+            command=command,
+            **spec,  # type: ignore[arg-type]
+        )
+
+    async def run(self, code: str, **spec: object) -> str:
+        """What the program printed; it must have ended well."""
+        with anyio.fail_after(60):
+            async with self.open(code, **spec) as box:
+                status = await box.wait()
+                assert status == 0, box.log
+                return box.log.strip()
+
+
+@pytest.fixture
+def boxes(isolation: Isolation, template: Template, home: Path) -> Boxes:
+    return Boxes(isolation, template, home)
+
+
+# ---------------------------------------------------------------- what a box has
+
+
+async def test_a_box_has_the_templates_packages(boxes: Boxes) -> None:
+    said = await boxes.run("""
+        import pandas, numpy, matplotlib, sklearn, ssl, sqlite3, ctypes
+        print(pandas.DataFrame({"a": [1, 2]}).a.sum())
+    """)
+
+    assert said == "3"
+
+
+async def test_a_box_knows_one_user_and_a_writable_home(boxes: Boxes) -> None:
+    said = await boxes.run("""
+        import getpass, os, pwd, socket
+        open("note", "w").write("x")
+        print(getpass.getuser(), os.getuid(), os.getgid(), os.getgroups() in ([], [65534]),
+              pwd.getpwuid(os.getuid()).pw_dir, os.getcwd(), socket.gethostname())
+    """)
+
+    assert said == "user 1000 1000 True /home/user /home/user sandbox"
+    assert (boxes.home / "note").read_text() == "x"
+
+
+async def test_a_box_inherits_the_listener_and_no_other_file(boxes: Boxes, folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "s"))
+        listener.listen()
+        said = await boxes.run(
+            """
+            import os
+            fds = {}
+            for fd in map(int, os.listdir("/proc/self/fd")):
+                try:
+                    fds[fd] = os.readlink(f"/proc/self/fd/{fd}").split(":")[0]
+                except FileNotFoundError:
+                    pass  # of the listing itself
+            print(sorted(fds.values()))
+            """,
+            listener=listener,
+        )
+
+    assert said == "['pipe', 'pipe', 'pipe', 'socket']"
+
+
+async def test_a_guest_that_is_asked_serves_on_the_inherited_listener(
+    boxes: Boxes, folder: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "s"))
+        listener.listen()
+        code = f"""
+            import socket
+            listener = socket.socket(fileno={listener.fileno()})
+            client, _ = listener.accept()
+            client.sendall(b"hello from the box")
+        """
+        with anyio.fail_after(10):
+            async with boxes.open(code, listener=listener):
+                async with await anyio.connect_unix(folder / "s") as client:
+                    assert await client.receive() == b"hello from the box"
+
+
+# ---------------------------------------------------------------- what a box cannot see
+
+
+async def test_nothing_of_the_hosts_environment_is_in_a_box(
+    boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_API_KEY", "canary")
+    said = await boxes.run("""
+        import glob, os
+        seen = [os.environ]
+        for path in glob.glob("/proc/[0-9]*/environ") + glob.glob("/proc/[0-9]*/cmdline"):
+            seen.append(open(path, "rb").read())
+        # Not in one piece: this text is a command line too.
+        print("can" + "ary" in repr(seen), "e2b-" + "agent-mcp" in repr(seen))
+    """)
+
+    assert said == "False False"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/etc/shadow", "/root/.ssh", "/var/lib", "/var/cache", "/sys/kernel", "/proc/kcore", "/boot"],
+)
+async def test_the_hosts_files_are_not_there(boxes: Boxes, path: str) -> None:
+    said = await boxes.run(f"""
+        import os
+        try:
+            print(len(os.listdir({path!r})) if os.path.isdir({path!r}) else open({path!r}).read(1))
+        except OSError as exc:
+            print(type(exc).__name__)
+    """)
+
+    assert said in {"FileNotFoundError", "PermissionError"}
+
+
+async def test_a_file_of_the_host_is_out_of_reach(boxes: Boxes, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    secret.chmod(0o644)
+
+    assert await boxes.run(f"import os; print(os.path.exists({str(secret)!r}))") == "False"
+
+
+async def test_only_the_home_and_memory_filesystems_can_be_written(boxes: Boxes) -> None:
+    said = await boxes.run("""
+        import os
+        def writable(folder):
+            try:
+                open(os.path.join(folder, "canary"), "w").close()
+                return True
+            except OSError:
+                return False
+        folders = [line.split()[1] for line in open("/proc/mounts")]
+        print(sorted(f for f in set(folders) | {"/", "/etc", "/home"} if writable(f)))
+        print(writable("/proc/sys/kernel"), writable("/opt/e2b/site"), writable("/usr/lib"))
+    """)
+
+    assert said.splitlines() == ["['/dev/shm', '/home/user', '/tmp']", "False False False"]
+
+
+async def test_processes_of_the_host_are_not_there(boxes: Boxes) -> None:
+    said = await boxes.run("""
+        import os
+        print(sorted(int(p) for p in os.listdir("/proc") if p.isdigit()), os.getpid(), os.getppid())
+    """)
+
+    assert said == "[1, 2] 2 1"
+
+
+async def test_the_hosts_loopback_and_abstract_sockets_are_out_of_reach(boxes: Boxes) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+        socket.socket(socket.AF_UNIX) as abstract,
+    ):
+        abstract.bind("\0e2b-agent-mcp-test")
+        abstract.listen()
+        said = await boxes.run(f"""
+            import socket
+            for family, address in (
+                (socket.AF_INET, ("127.0.0.1", {tcp.getsockname()[1]})),
+                (socket.AF_INET, ("1.1.1.1", 53)),
+                (socket.AF_UNIX, "\\0e2b-agent-mcp-test"),
+            ):
+                try:
+                    socket.socket(family).connect(address)
+                    print("connected")
+                except OSError as exc:
+                    print(type(exc).__name__)
+        """)
+
+    assert said.split() == ["ConnectionRefusedError", "OSError", "ConnectionRefusedError"]
+
+
+# ---------------------------------------------------------------- what a box cannot do
+
+CALLS = """
+    import ctypes, errno, os
+    libc = ctypes.CDLL(None, use_errno=True)
+    def call(number, *arguments):
+        result = libc.syscall(number, *arguments)
+        return errno.errorcode[ctypes.get_errno()] if result < 0 else "done"
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86_64")
+@pytest.mark.parametrize(
+    ("name", "call", "answer"),
+    [
+        ("unshare(NEWUSER)", "272, 0x10000000", "EPERM"),
+        ("clone(NEWUSER)", "56, 0x10000011, 0, 0, 0, 0", "EPERM"),
+        ("clone3", "435, 0, 0", "ENOSYS"),
+        ("newer than known", "470, 0", "ENOSYS"),
+        ("ptrace(ATTACH, init)", "101, 16, 1, 0, 0", "EPERM"),
+        ("process_vm_readv(init)", "310, 1, 0, 0, 0, 0, 0", "EPERM"),
+        ("mount", "165, b'none', b'/tmp', b'tmpfs', 0, 0", "EPERM"),
+        ("chroot", "161, b'/tmp'", "EPERM"),
+        ("fsopen", "430, b'tmpfs', 0", "EPERM"),
+        ("open_tree", "428, -100, b'/', 1", "EPERM"),
+        ("keyctl", "250, 0, -3, 1", "EPERM"),
+        ("io_uring_setup", "425, 1, 0", "EPERM"),
+        ("bpf", "321, 0, 0, 0", "EPERM"),
+        ("userfaultfd", "323, 0", "EPERM"),
+        ("perf_event_open", "298, 0, 0, 0, 0, 0", "EPERM"),
+        ("setns", "308, 0, 0", "EPERM"),
+        ("socket(VSOCK)", "41, 40, 1, 0", "EPERM"),
+        ("socket(ALG)", "41, 38, 5, 0", "EPERM"),
+        ("socket(NETLINK, NETFILTER)", "41, 16, 3, 12", "EPERM"),
+        ("socket(NETLINK, ROUTE)", "41, 16, 3, 0", "done"),
+        ("ioctl(TIOCSTI)", "16, 0, 0x5412, b'x'", "EPERM"),
+        ("ioctl(TIOCSTI with high bits)", "16, 0, 0x100005412, b'x'", "EPERM"),
+        ("personality(READ_IMPLIES_EXEC)", "135, 0x0400000", "EPERM"),
+        ("setuid(0)", "105, 0", "EINVAL"),
+    ],
+)
+async def test_a_dangerous_system_call_is_refused(
+    boxes: Boxes, name: str, call: str, answer: str
+) -> None:
+    code = textwrap.dedent(CALLS) + f"import ctypes\nprint(call(*map_({call})))"
+    code = code.replace(
+        "map_(", "(lambda *a: [ctypes.c_long(x) if isinstance(x, int) else x for x in a])("
+    )
+
+    assert await boxes.run(code) == answer, name
+
+
+async def test_a_box_has_no_privileges_to_gain(boxes: Boxes) -> None:
+    said = await boxes.run("""
+        lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+        print(*(lines[k].strip() for k in ("CapEff", "CapPrm", "CapBnd", "NoNewPrivs", "Seccomp")))
+    """)
+
+    zero = "0000000000000000"
+    assert said == f"{zero} {zero} {zero} 1 2"
+
+
+async def test_memory_filesystems_have_a_size(boxes: Boxes) -> None:
+    said = await boxes.run(
+        """
+        for path in ("/tmp/f", "/dev/shm/f"):
+            try:
+                with open(path, "wb") as f:
+                    for _ in range(64):
+                        f.write(bytes(1 << 20))
+                print("all written")
+            except OSError as exc:
+                print(exc.strerror)
+        """,
+        limits=Limits(tmp_mb=16, shm_mb=16),
+    )
+
+    assert said.splitlines() == ["No space left on device"] * 2
+
+
+async def test_a_process_that_takes_too_much_memory_fails_alone(boxes: Boxes) -> None:
+    said = await boxes.run(
+        """
+        import subprocess
+        done = subprocess.run([sys.executable, "-I", "-c", "bytearray(400 << 20)"],
+                              stderr=subprocess.PIPE, text=True)
+        print(done.stderr.splitlines()[-1])
+        """,
+        limits=Limits(memory_mb=256),
+    )
+
+    assert said == "MemoryError"
+
+
+@pytest.mark.skipif(
+    not counts_processes_per_box(os.uname().release), reason="not enforced before Linux 5.14"
+)
+async def test_a_fork_bomb_stops_at_its_limit(boxes: Boxes) -> None:
+    said = await boxes.run(
+        """
+        import os, time
+        started = 0
+        try:
+            while started < 200:
+                if os.fork() == 0:
+                    time.sleep(60)
+                    os._exit(0)
+                started += 1
+        except BlockingIOError:
+            print(started)
+        """,
+        limits=Limits(max_processes=40),
+    )
+
+    assert 30 <= int(said) < 40
+
+
+async def test_a_file_stops_at_its_limit(boxes: Boxes) -> None:
+    said = await boxes.run(
+        """
+        try:
+            with open("f", "wb") as f:
+                for _ in range(64):
+                    f.write(bytes(1 << 20))
+        except OSError as exc:
+            print(exc.strerror)
+        """,
+        limits=Limits(disk_mb=8),
+    )
+
+    assert said == "File too large"
+
+
+# ---------------------------------------------------------------- the network
+
+
+@contextlib.asynccontextmanager
+async def egress(
+    folder: Path, index: PackageIndex, policy: NetworkPolicy
+) -> AsyncIterator[dict[str, Path]]:
+    place = folder / "net"
+    place.mkdir(mode=0o711)
+    async with EgressProxy(place / "proxy.sock", policy, index.endpoints()):
+        yield {"egress_dir": place}
+
+
+RELAY = """
+    import anyio, os, subprocess
+    from guest import relay
+    async def main(command):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(relay.serve, "/run/egress/proxy.sock", 3128)
+            done = await anyio.run_process(command, check=False, stderr=subprocess.STDOUT,
+                                           env=dict(os.environ, PYTHONPATH="/opt/e2b/site"))
+            print(done.stdout.decode())
+            tasks.cancel_scope.cancel()
+"""
+PIP = [
+    "install",
+    "--no-cache-dir",
+    "--target=/home/user/packages",
+    "--no-deps",
+    "--force-reinstall",
+]
+
+
+async def test_pip_installs_from_the_hosts_index(
+    boxes: Boxes, folder: Path, index: PackageIndex
+) -> None:
+    code = textwrap.dedent(RELAY) + (
+        f"anyio.run(main, [sys.executable, '-m', 'pip', *{PIP}, 'iniconfig==2.1.0'])\n"
+        "print(os.listdir('packages'))"
+    )
+    async with egress(folder, index, NetworkPolicy()) as network:
+        said = await boxes.run(code, **network)
+
+    assert "Successfully installed iniconfig-2.1.0" in said
+    assert (boxes.home / "packages/iniconfig").is_dir()
+
+
+async def test_without_internet_the_refusal_reaches_the_user(
+    boxes: Boxes, folder: Path, index: PackageIndex
+) -> None:
+    code = textwrap.dedent(RELAY) + (
+        "get = 'import urllib.request as r; r.urlopen(\"https://pypi.org\")'\n"
+        "anyio.run(main, [sys.executable, '-c', get])"
+    )
+    async with egress(folder, index, NetworkPolicy(internet=False)) as network:
+        said = await boxes.run(code, **network)
+
+    assert said.endswith(
+        "<urlopen error Tunnel connection failed: 403 this sandbox has no internet access>"
+    )
+
+
+async def test_the_hosts_loopback_is_closed_through_the_proxy_too(
+    boxes: Boxes, folder: Path, index: PackageIndex
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as tcp:
+        code = f"""
+            import socket
+            proxy = socket.socket(socket.AF_UNIX)
+            proxy.connect("/run/egress/proxy.sock")
+            proxy.sendall(b"CONNECT localhost:{tcp.getsockname()[1]} HTTP/1.1\\r\\n\\r\\n")
+            print(proxy.recv(100).decode().splitlines()[0])
+        """
+        async with egress(folder, index, NetworkPolicy()) as network:
+            said = await boxes.run(code, **network)
+
+    assert said.startswith("HTTP/1.1 403 localhost is at ")
+
+
+# ---------------------------------------------------------------- life and death
+
+SLEEPERS = """
+    import os, subprocess, time
+    for _ in range(3):
+        subprocess.Popen(["/bin/sh", "-c", "trap '' TERM HUP; while :; do sleep 100; done"])
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            print("ready", flush=True)
+            time.sleep(1000)
+        os._exit(0)
+    os.wait()
+    print("waiting", flush=True)
+    sys.stdin.read()
+"""
+
+
+async def said(box: Box, word: str) -> None:
+    with anyio.fail_after(20):
+        while word not in box.log:
+            await anyio.sleep(0.01)  # what a box prints comes without an event
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def gone(pids: set[int]) -> None:
+    """The kernel ends a pid namespace on its own: nobody gets an event for each process."""
+    with anyio.fail_after(10):
+        while any(is_alive(pid) for pid in pids):
+            await anyio.sleep(0.01)
+
+
+def pids_of(box: Box) -> set[int]:
+    from e2b_agent_mcp.engine.isolation.processes import namespace_of, pids_in
+
+    return set(pids_in(namespace_of(box.pid)))
+
+
+async def test_kill_ends_every_process_and_may_be_repeated(boxes: Boxes) -> None:
+    async with boxes.open(SLEEPERS) as box:
+        await said(box, "ready")
+        pids = pids_of(box)
+        box.kill()
+        box.kill()
+        assert await box.wait() == 128 + signal.SIGKILL
+        box.kill()
+        await gone(pids)
+
+    assert len(pids) >= 6
+
+
+async def test_the_end_of_stdin_ends_a_box_with_all_it_started(boxes: Boxes) -> None:
+    async with boxes.open(SLEEPERS) as box:
+        await said(box, "waiting")
+        pids = pids_of(box)
+        assert box._process.stdin is not None
+        box._process.stdin.close()
+        with anyio.fail_after(10):
+            assert await box.wait() == 0
+        await gone(pids)
+
+
+async def test_no_descriptor_and_no_process_is_left(boxes: Boxes) -> None:
+    await boxes.run("print('warm')")
+    before = set(os.listdir("/proc/self/fd"))
+    async with boxes.open(SLEEPERS) as box:
+        await said(box, "ready")
+        pids = pids_of(box)
+    await gone(pids)
+    missing = BoxSpec(sandbox_id="x", home=boxes.home / "missing", template=boxes.template)
+    async with await boxes.isolation.launch(missing) as box:
+        assert await box.wait() == 1
+        assert "find source path" in box.log
+
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_cancelled_launch_leaves_nothing(boxes: Boxes) -> None:
+    await boxes.run("print('warm')")
+    before = set(os.listdir("/proc/self/fd"))
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await boxes.isolation.launch(boxes.spec(SLEEPERS))
+
+    assert scope.cancelled_caught
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_frozen_box_uses_no_cpu_until_it_thaws(boxes: Boxes) -> None:
+    code = """
+        import os, time
+        for _ in range(3):
+            if os.fork() == 0:
+                break
+        count = 0
+        print("running", flush=True)
+        while True:
+            count += 1
+    """
+    async with boxes.open(code) as box:
+        await said(box, "running")
+        await box.freeze()
+        frozen = box.usage()
+        await anyio.sleep(0.3)  # time in which a running box would use cpu
+        still = box.usage()
+        box.thaw()
+        with anyio.fail_after(10):
+            while box.usage().cpu_seconds <= still.cpu_seconds:
+                await anyio.sleep(0.02)
+
+    assert still.cpu_seconds == frozen.cpu_seconds
+
+
+async def test_a_frozen_box_can_be_killed(boxes: Boxes) -> None:
+    async with boxes.open(SLEEPERS) as box:
+        await said(box, "ready")
+        await box.freeze()
+        box.kill()
+        with anyio.fail_after(10):
+            assert await box.wait() == 128 + signal.SIGKILL
+
+
+async def test_what_the_sandbox_stopped_itself_stays_stopped(boxes: Boxes) -> None:
+    code = """
+        import os, signal, time
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            os._exit(0)
+        os.waitpid(child, os.WUNTRACED)
+        print("stopped", flush=True)
+        time.sleep(1000)
+    """
+    async with boxes.open(code) as box:
+        await said(box, "stopped")
+        states = {pid: _state(pid) for pid in pids_of(box)}
+        await box.freeze()
+        box.thaw()
+        with anyio.fail_after(10):
+            while {pid: _state(pid) for pid in pids_of(box)} != states:
+                await anyio.sleep(0.01)
+
+    assert sorted(states.values()) == ["S", "S", "T"]
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+async def test_usage_counts_the_whole_box(boxes: Boxes) -> None:
+    code = """
+        import os, time
+        data = bytearray(os.urandom(64 << 20))
+        if os.fork() == 0:
+            time.sleep(1000)
+        print("ready", flush=True)
+        time.sleep(1000)
+    """
+    async with boxes.open(code) as box:
+        await said(box, "ready")
+        usage = box.usage()
+
+    assert usage.processes == 3
+    assert usage.cpu_seconds > 0
+    assert 64 << 20 < usage.memory_bytes < 110 << 20
+
+
+async def test_a_flood_of_output_is_read_but_not_kept(boxes: Boxes) -> None:
+    said = await boxes.run("""
+        for _ in range(200):
+            print("x" * 100_000)
+        print("the end")
+    """)
+
+    assert said.endswith("the end")
+    assert len(said) <= 64 * 1024
+
+
+ENGINE = """
+import asyncio, sys, pickle
+from e2b_agent_mcp.engine.isolation.processes import namespace_of, pids_in
+async def main():
+    launcher, spec, word = pickle.load(sys.stdin.buffer)
+    box = await launcher.launch(spec)
+    while word not in box.log:
+        await asyncio.sleep(0.01)
+    if word == "stopped":
+        await box.freeze()
+    print(*pids_in(namespace_of(box.pid)), flush=True)
+    await asyncio.sleep(1000)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("kind", ["running", "frozen"])
+async def test_a_killed_engine_leaves_no_box(boxes: Boxes, kind: str) -> None:
+    import pickle
+
+    code = SLEEPERS if kind == "running" else SLEEPERS.replace("waiting", "stopped")
+    word = "waiting" if kind == "running" else "stopped"
+    told = pickle.dumps((boxes.isolation.launcher, boxes.spec(code), word))
+    with subprocess.Popen(
+        [sys.executable, "-c", ENGINE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as engine:
+        assert engine.stdin is not None
+        assert engine.stdout is not None
+        engine.stdin.write(told)
+        engine.stdin.close()
+        pids = set(map(int, (await anyio.to_thread.run_sync(engine.stdout.readline)).split()))
+        engine.kill()
+    await gone(pids)
+
+    assert len(pids) >= 6
+
+
+# ---------------------------------------------------------------- probing
+
+
+async def test_a_missing_program_is_named(tmp_path: Path) -> None:
+    with pytest.raises(IsolationUnavailable, match=r"bubblewrap names /nowhere/bwrap"):
+        await probe(cache_dir=tmp_path, bubblewrap=Path("/nowhere/bwrap"))
+
+
+async def test_a_bubblewrap_that_fails_is_explained(tmp_path: Path) -> None:
+    fake = Path(tempfile.mkdtemp(prefix="e2b-fake-")) / "bwrap"
+    fake.parent.chmod(0o755)
+    fake.write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2\nexit 1\n")
+    fake.chmod(0o755)
+
+    with pytest.raises(IsolationUnavailable, match=r"setting up uid map: Permission denied\)$"):
+        await probe(cache_dir=tmp_path, bubblewrap=fake)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said", "expected"),
+    [
+        pytest.param(
+            HostFacts(apparmor_restricts=True),
+            "bwrap: setting up uid map: Permission denied",
+            "apparmor_restrict_unprivileged_userns=0",
+            id="Ubuntu's AppArmor",
+        ),
+        pytest.param(
+            HostFacts(in_container=True),
+            "bwrap: No permissions to create new namespace",
+            "--security-opt seccomp=unconfined",
+            id="container's seccomp",
+        ),
+        pytest.param(
+            HostFacts(in_container=True),
+            "bwrap: Can't mount proc on /newroot/proc: Operation not permitted",
+            "--security-opt systempaths=unconfined.",
+            id="container's masked /proc",
+        ),
+        pytest.param(
+            HostFacts(max_user_namespaces=0),
+            "bwrap: Creating new namespace failed: No space left on device",
+            "sysctl user.max_user_namespaces=10000",
+            id="no user namespaces",
+        ),
+        pytest.param(
+            HostFacts(unprivileged_userns=False),
+            "bwrap: No permissions to create new namespace",
+            "sysctl kernel.unprivileged_userns_clone=1",
+            id="reserved for root",
+        ),
+    ],
+)
+def test_the_remedy_fits_the_cause(facts: HostFacts, said: str, expected: str) -> None:
+    message = explain(said, facts, Path("/usr/bin/bwrap"))
+
+    assert expected in message
+    assert message.endswith(f"(bubblewrap: {said})")
+
+
+def test_what_is_not_enforced_is_said(isolation: Isolation) -> None:
+    described = json.dumps(isolation.describe())
+
+    assert "not enforced for a whole sandbox" in described
