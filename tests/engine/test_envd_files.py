@@ -11,6 +11,7 @@ from e2b import (
     FileNotFoundException,
     FileType,
     InvalidArgumentException,
+    NotEnoughSpaceException,
 )
 from e2b_code_interpreter import E2B, AsyncSandbox
 
@@ -297,6 +298,18 @@ async def test_rename_of_a_missing_file(sandbox: AsyncSandbox) -> None:
     with pytest.raises(FileNotFoundException):
         await sandbox.files.rename("missing", "other/place")
     assert not await sandbox.files.exists("other")
+
+
+async def test_a_full_disk_is_an_error_of_its_own(sandbox: AsyncSandbox) -> None:
+    free = await sandbox.commands.run("df --output=avail -B1 /dev/shm | tail -1")
+    block = bytes(MEGABYTE)
+
+    async def too_much() -> AsyncIterator[bytes]:
+        for _ in range(int(free.stdout) // MEGABYTE + 2):
+            yield block
+
+    with pytest.raises(NotEnoughSpaceException, match="No space left on device"):
+        await sandbox.files.write("/dev/shm/file", too_much())
 
 
 def test_the_sync_sdk_reads_and_writes_too(e2b: E2B) -> None:

@@ -213,10 +213,11 @@ def filesystem_errors() -> Iterator[None]:
 
 
 def _explain(error: OSError) -> str:
-    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-    if error.errno == errno.ENOENT:
-        return f"path '{printable(path)}' does not exist"
-    return f"{error.strerror or error}: '{printable(path)}'"
+    reason = error.strerror or str(error)
+    if not isinstance(error.filename, str | bytes):
+        return reason  # as when a disk is full
+    path = printable(os.fsdecode(error.filename))
+    return f"path '{path}' does not exist" if error.errno == errno.ENOENT else f"{reason}: '{path}'"
 
 
 def _in_thread(
