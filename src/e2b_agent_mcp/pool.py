@@ -17,7 +17,7 @@ SandboxState = Literal["created", "reused", "resumed", "recreated"]
 
 LONGEST_NAME = 200  # characters of a session's name
 FORGET_AFTER = 86_400.0  # seconds that the end of a session's sandbox is remembered
-RETRY_DELAYS = (0.5, 1.0, 2.0)  # seconds; E2B's SDK has retried three times before each
+RETRY_DELAYS = (0.5, 1.5)  # seconds; E2B's SDK has retried three times before each
 
 _TAG = "e2b_agent_mcp"
 

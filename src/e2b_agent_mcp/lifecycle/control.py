@@ -9,6 +9,7 @@ the embedded engine ends when idle and comes back under another one.
 import logging
 import math
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from e2b_code_interpreter.code_interpreter_async import AsyncSandbox
 
 logger = logging.getLogger(__name__)
+
+ADDRESS_AGE = 60.0  # seconds without a call after which E2B's address is asked for again
 
 T = TypeVar("T")
 Progress = Callable[[str], Awaitable[None]]
@@ -77,13 +80,18 @@ class Control:
         self._connect = connect
         self._params: E2BParams | None = None
         self._sandboxes: type[AsyncSandbox] | None = None
+        self._used_at = 0.0
         # Protects the connection: one import of the SDK and one start of the engine at a time.
         self._connecting = anyio.Lock()
 
     async def connect(self, on_progress: Progress | None = None) -> None:
-        """Imports the SDK and learns E2B's address, once."""
-        if self._sandboxes is None:
-            await self._reconnect(None, on_progress)
+        """Imports the SDK and learns E2B's address, again after a pause.
+
+        An engine that went away in a pause is found at once so; a call to its old address takes
+        the SDK seconds to fail.
+        """
+        if self._sandboxes is None or time.monotonic() - self._used_at > ADDRESS_AGE:
+            await self._reconnect(self._sandboxes, on_progress)
 
     def serves(self, handle: "AsyncSandbox") -> bool:
         """False for a handle made before E2B's address changed."""
@@ -183,7 +191,9 @@ class Control:
             sandboxes = self._sandboxes
             assert sandboxes is not None
             try:
-                return await bounded(doing, seconds, lambda: operation(sandboxes))  # noqa: B023
+                answer = await bounded(doing, seconds, lambda: operation(sandboxes))  # noqa: B023
+                self._used_at = time.monotonic()
+                return answer
             except (RateLimitError, SandboxUnavailableError) as exc:
                 if delay is None:
                     raise
@@ -203,6 +213,7 @@ class Control:
                 # The import takes over a second of CPU, so it leaves the event loop alone.
                 self._sandboxes = await to_thread.run_sync(_bind, params, self._settings)
                 self._params = params
+            self._used_at = time.monotonic()
 
 
 def _bind(params: E2BParams, settings: Settings) -> "type[AsyncSandbox]":

@@ -125,6 +125,7 @@ class Session:
     # Serves the session's calls in the order of their arrival.
     turn: anyio.Lock = field(default_factory=anyio.Lock)
     unsettled: bool = False  # code may still be running from a call that is over
+    executions: int = 0  # the interpreter's own count, when it last told us
     baseline: Mapping[str, _Stamp] | None = None  # files when we looked last
     installed: set[str] = field(default_factory=set)
 
@@ -137,6 +138,7 @@ class Session:
         """Forgets what was true of the sandbox that is gone."""
         self.handle = None
         self.unsettled = False
+        self.executions = 0
         self.baseline = None
         self.installed.clear()
 
@@ -216,6 +218,7 @@ class Lease:
                     timeout=0,
                 )
                 self._session.unsettled = False
+                self._session.executions = execution.execution_count or 0
                 return _outcome(execution)
         except _Flood:
             return "interrupted", received.execution, f"{FLOODED} {await self.settle()}"
@@ -327,8 +330,10 @@ class Lease:
 
     async def _settle(self) -> str:
         try:
+            before = self._session.executions
             if await self._answers(self._probe, KERNEL_GRACE):
-                return KEPT
+                # The run and the probe count; fewer, and E2B has started it afresh by itself.
+                return KEPT if self._session.executions >= before + 2 else RESTARTED
             if await self._answers(self._restart_context, RESTART_LIMIT):
                 return RESTARTED
             await bounded("ending a sandbox", STOP_LIMIT, self._kill)
@@ -352,7 +357,13 @@ class Lease:
 
     async def _probe(self) -> None:
         # Waits for its turn behind whatever the context still runs.
-        await self.sandbox.run_code("pass", timeout=0)
+        execution = await self.sandbox.run_code("pass", timeout=0)
+        if execution.error is not None and execution.error.name == "KeyboardInterrupt":
+            # Meant for the code before it, and late.
+            execution = await self.sandbox.run_code("pass", timeout=0)
+        if execution.error is not None:
+            raise SandboxError(f"The interpreter answered {execution.error.name}.")
+        self._session.executions = execution.execution_count or 0
 
     async def _restart_context(self) -> None:
         contexts = await self.sandbox.list_code_contexts()
@@ -361,6 +372,7 @@ class Lease:
         if default is None:
             raise SandboxError("The sandbox has no Python context.")
         await self.sandbox.restart_code_context(default)
+        self._session.executions = 0
 
     async def _kill(self) -> None:
         await self._control.kill(self._sandbox_id)
@@ -557,7 +569,7 @@ done = subprocess.run(
 )
 importlib.invalidate_caches()
 if done.returncode:
-    raise RuntimeError("pip failed:\\n" + done.stdout)
+    raise RuntimeError("pip: " + done.stdout)
 ''', "<install>", "exec"), {{"packages": {packages}}})
 """
 

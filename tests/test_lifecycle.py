@@ -1,0 +1,691 @@
+"""The manager over a real engine, with E2B's own SDK and real interpreters."""
+
+import os
+import signal
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+
+import anyio
+import pytest
+from e2b_code_interpreter import E2B
+
+from e2b_agent_mcp.connection import e2b_params, engine_options
+from e2b_agent_mcp.engine import EngineAddress, EngineOptions, find, stop
+from e2b_agent_mcp.errors import (
+    AuthenticationError,
+    InvalidArgumentError,
+    NotFoundError,
+    SandboxLimitError,
+    SandboxLostError,
+    SandboxUnavailableError,
+    TooLargeError,
+)
+from e2b_agent_mcp.lifecycle import E2BParams, Lease, Progress, Run, SandboxManager
+from e2b_agent_mcp.lifecycle import lease as lease_module
+from e2b_agent_mcp.pool import SessionKey
+from e2b_agent_mcp.settings import EngineSettings, FileSettings, SandboxSettings, Secret, Settings
+
+SETTINGS = Settings(sandboxes=SandboxSettings(timeout=120))
+
+
+class Connector:
+    """What the server passes as `connect`, for an engine that is there already."""
+
+    def __init__(self, address: EngineAddress) -> None:
+        self.address = address
+
+    async def __call__(self, *, on_progress: Progress | None) -> E2BParams:
+        return E2BParams(
+            api_key=Secret(self.address.api_key),
+            api_url=self.address.api_url,
+            sandbox_url=self.address.sandbox_url,
+        )
+
+
+@pytest.fixture
+async def manager(engine: EngineAddress) -> AsyncIterator[SandboxManager]:
+    async with SandboxManager(SETTINGS, connect=Connector(engine)) as manager:
+        yield manager
+
+
+@pytest.fixture
+async def key(engine: EngineAddress) -> AsyncIterator[SessionKey]:
+    """A session of an owner that no other test has; its sandboxes are ended afterwards."""
+    owner = uuid.uuid4().hex
+    yield SessionKey(owner, "analysis")
+    async with SandboxManager(SETTINGS, connect=Connector(engine)) as manager:
+        for session in await manager.list_sessions(owner):
+            await manager.end_session(SessionKey(owner, session.name))
+
+
+async def text(lease: Lease, code: str) -> str | None:
+    """The main result of code that must succeed."""
+    run = await lease.run_code(code, timeout=30)
+    assert run.status == "ok", run
+    return run.execution.text
+
+
+@asynccontextmanager
+async def started(lease: Lease, code: str) -> AsyncIterator[list[Run]]:
+    """Runs code in the background from the moment it printed something; then waits for it."""
+    printed = anyio.Event()
+    runs: list[Run] = []
+
+    async def on_stdout(_: str) -> None:
+        printed.set()
+
+    async def run() -> None:
+        runs.append(await lease.run_code(code, timeout=30, on_stdout=on_stdout))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        with anyio.fail_after(30):
+            await printed.wait()
+        yield runs
+
+
+# One sandbox per session
+
+
+async def test_the_first_use_creates_and_later_ones_reuse(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    async with manager.lease(key) as first:
+        assert (first.session, first.state, first.lost) == ("analysis", "created", "")
+        await text(first, "x = 42")
+    async with manager.lease(key) as second:
+        assert (second.state, second.sandbox_id) == ("reused", first.sandbox_id)
+        assert await text(second, "x") == "42"
+
+
+async def test_sessions_and_owners_have_sandboxes_of_their_own(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    other = SessionKey(key.owner, "other")
+    stranger = SessionKey(uuid.uuid4().hex, key.name)
+    async with (
+        manager.lease(key) as one,
+        manager.lease(other) as two,
+        manager.lease(stranger) as three,
+    ):
+        assert len({one.sandbox_id, two.sandbox_id, three.sandbox_id}) == 3
+        listed = await manager.list_sessions(key.owner)
+        assert [(s.name, s.sandbox_id, s.state) for s in listed] == [
+            ("analysis", one.sandbox_id, "running"),
+            ("other", two.sandbox_id, "running"),
+        ]
+    await manager.end_session(stranger)
+
+
+LEASE_AND_DIE = """
+import anyio, os, signal, sys
+from e2b_agent_mcp.lifecycle import E2BParams, SandboxManager
+from e2b_agent_mcp.pool import SessionKey
+from e2b_agent_mcp.settings import Secret, Settings
+
+async def connect(*, on_progress):
+    return E2BParams(api_key=Secret(sys.argv[1]), api_url=sys.argv[2], sandbox_url=sys.argv[2])
+
+async def main():
+    async with SandboxManager(Settings(), connect=connect) as manager:
+        async with manager.lease(SessionKey(sys.argv[3], sys.argv[4])) as lease:
+            await lease.run_code("x = 'still here'", timeout=30)
+            print(lease.sandbox_id, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+anyio.run(main)
+"""
+
+
+async def test_a_server_that_was_killed_finds_its_sandbox_again(
+    manager: SandboxManager, key: SessionKey, engine: EngineAddress
+) -> None:
+    arguments = [engine.api_key, engine.api_url, *key]
+    died = await anyio.run_process([sys.executable, "-c", LEASE_AND_DIE, *arguments], check=False)
+    assert died.returncode == -signal.SIGKILL
+    async with manager.lease(key) as lease:
+        assert (lease.state, lease.sandbox_id) == ("reused", died.stdout.decode().strip())
+        assert await text(lease, "x") == "still here"
+
+
+async def test_two_servers_that_create_at_once_end_with_one_sandbox(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    used: list[str] = []
+
+    async def use(manager: SandboxManager) -> None:
+        async with manager.lease(key) as lease:
+            used.append(lease.sandbox_id)
+
+    async with (
+        SandboxManager(SETTINGS, connect=Connector(engine)) as one,
+        SandboxManager(SETTINGS, connect=Connector(engine)) as two,
+    ):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(use, one)
+            tasks.start_soon(use, two)
+        assert len(used) == 2
+        assert len(set(used)) == 1
+        assert len(await one._control.find({"owner": key.owner})) == 1
+
+
+async def test_a_call_cancelled_while_creating_leaves_the_sandbox_to_the_next(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    creating = anyio.Event()
+
+    async def on_progress(_: str) -> None:
+        creating.set()
+
+    async def call() -> None:
+        async with manager.lease(key, on_progress=on_progress):
+            pytest.fail("cancelled before")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await creating.wait()
+        tasks.cancel_scope.cancel()
+    async with manager.lease(key) as lease:
+        assert lease.state == "created"
+        assert [s.sandbox_id for s in await manager.list_sessions(key.owner)] == [lease.sandbox_id]
+
+
+async def test_calls_of_a_session_are_served_in_the_order_they_came(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    served: list[int] = []
+
+    async def call(number: int) -> None:
+        async with manager.lease(key) as lease:
+            served.append(number)
+            await text(lease, f"x = {number}")
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(8):
+            tasks.start_soon(call, number)
+    assert served == list(range(8))
+
+
+async def test_a_session_does_not_wait_for_another(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    other = SessionKey(key.owner, "other")
+    async with manager.lease(key) as busy, manager.lease(other) as free:
+        code = """if True:
+            import pathlib, time
+            print('on', flush=True)
+            while not pathlib.Path('stop').exists():
+                time.sleep(0.01)
+        """
+        async with started(busy, code) as runs:
+            assert await text(free, "1 + 1") == "2"
+            assert runs == []
+            await busy.write_file("stop", b"")
+        assert runs[0].status == "ok"
+
+
+async def test_the_limit_is_refused_by_the_option_that_sets_it(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    few = replace(SETTINGS, sandboxes=SandboxSettings(max=1))
+    async with SandboxManager(few, connect=Connector(engine)) as manager:
+        async with manager.lease(key):
+            pass
+        with pytest.raises(SandboxLimitError, match="E2B_AGENT_MCP_SANDBOXES_MAX"):
+            async with manager.lease(SessionKey(key.owner, "other")):
+                pass
+        await manager.end_session(key)
+        async with manager.lease(SessionKey(key.owner, "other")) as lease:
+            assert lease.state == "created"
+
+
+async def test_an_ended_session_starts_anew_and_has_lost_nothing(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    async with manager.lease(key) as first:
+        pass
+    assert await manager.end_session(key)
+    assert not await manager.end_session(key)
+    async with manager.lease(key) as second:
+        assert (second.state, second.lost) == ("created", "")
+        assert second.sandbox_id != first.sandbox_id
+
+
+async def test_ending_a_session_ends_the_call_that_uses_it(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    async with manager.lease(key) as lease:
+        with pytest.RaisesGroup(SandboxLostError):
+            async with started(lease, "import time\nprint('on', flush=True)\ntime.sleep(60)"):
+                assert await manager.end_session(key)
+    async with manager.lease(key) as lease:
+        assert (lease.state, lease.lost) == ("created", "")
+
+
+# Loss
+
+
+async def test_a_sandbox_lost_between_calls_is_replaced_and_the_loss_told(
+    manager: SandboxManager, key: SessionKey, e2b: E2B
+) -> None:
+    async with manager.lease(key) as first:
+        await text(first, "x = 1")
+    await e2b.AsyncSandbox.kill(first.sandbox_id)
+    async with manager.lease(key) as second:
+        assert second.state == "recreated"
+        assert "variables, files and installed packages of the session are gone" in second.lost
+        run = await second.run_code("x", timeout=30)
+        assert run.execution.error is not None
+        assert run.execution.error.name == "NameError"
+    async with manager.lease(key) as third:
+        assert (third.state, third.lost) == ("reused", "")
+
+
+async def test_code_is_not_run_again_when_its_sandbox_is_lost(
+    manager: SandboxManager, key: SessionKey, e2b: E2B
+) -> None:
+    async with manager.lease(key) as lease:
+        with pytest.RaisesGroup(SandboxLostError):
+            async with started(lease, "import time\nprint('on', flush=True)\ntime.sleep(60)"):
+                await e2b.AsyncSandbox.kill(lease.sandbox_id)
+    async with manager.lease(key) as lease:
+        assert lease.state == "recreated"
+        assert "ended while it was in use" in lease.lost
+
+
+async def test_a_paused_sandbox_is_resumed_with_its_variables(
+    manager: SandboxManager, key: SessionKey, e2b: E2B
+) -> None:
+    async with manager.lease(key) as lease:
+        await text(lease, "x = 42")
+    assert await e2b.AsyncSandbox.pause(lease.sandbox_id)
+    assert [s.state for s in await manager.list_sessions(key.owner)] == ["paused"]
+    async with manager.lease(key) as lease:
+        assert (lease.state, lease.lost) == ("resumed", "")
+        assert await text(lease, "x") == "42"
+
+
+async def test_a_leased_sandbox_outlives_its_timeout(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    short = replace(SETTINGS, sandboxes=SandboxSettings(timeout=2))
+    async with SandboxManager(short, connect=Connector(engine)) as manager:
+        async with manager.lease(key) as lease:
+            assert await text(lease, "import time; time.sleep(4); 'alive'") == "alive"
+        async with manager.lease(key) as lease:
+            assert lease.state == "reused"
+
+
+async def test_an_engine_that_ended_is_started_again_and_the_loss_told(
+    fresh_options: EngineOptions, key: SessionKey
+) -> None:
+    folders = EngineSettings(
+        state_dir=fresh_options.state_dir, runtime_dir=fresh_options.runtime_dir
+    )
+    settings = replace(SETTINGS, engine=folders)
+    heard: list[str] = []
+
+    async def on_progress(message: str) -> None:
+        heard.append(message)
+
+    async with SandboxManager(settings, connect=partial(e2b_params, settings)) as manager:
+        async with manager.lease(key, on_progress=on_progress) as first:
+            assert first.state == "created"
+        assert heard == ["Starting the engine", "Creating a sandbox"]
+        assert await stop(engine_options(settings))
+        async with manager.lease(key) as second:
+            assert second.state == "recreated"
+            assert await text(second, "1 + 1") == "2"
+    assert await stop(engine_options(settings))
+
+
+async def test_an_engine_killed_under_a_run_is_a_lost_sandbox(
+    fresh_options: EngineOptions, key: SessionKey
+) -> None:
+    folders = EngineSettings(
+        state_dir=fresh_options.state_dir, runtime_dir=fresh_options.runtime_dir
+    )
+    settings = replace(SETTINGS, engine=folders)
+    options = engine_options(settings)
+    async with SandboxManager(settings, connect=partial(e2b_params, settings)) as manager:
+        async with manager.lease(key) as lease:
+            address = await find(options)
+            assert address is not None
+            with pytest.RaisesGroup(SandboxLostError):
+                async with started(lease, "import time\nprint('on', flush=True)\ntime.sleep(60)"):
+                    os.kill(address.pid, signal.SIGKILL)
+        async with manager.lease(key) as lease:
+            assert lease.state == "recreated"
+    assert await stop(options)
+
+
+async def test_an_address_where_nobody_listens_is_an_error_with_words(key: SessionKey) -> None:
+    nowhere = EngineAddress("http://127.0.0.1:9", "http://127.0.0.1:9", "e2b_key", 0)
+    async with SandboxManager(SETTINGS, connect=Connector(nowhere)) as manager:
+        with pytest.raises(SandboxUnavailableError, match="HTTPS_PROXY"), anyio.fail_after(30):
+            async with manager.lease(key):
+                pass
+
+
+async def test_a_rejected_key_is_an_error_at_once(engine: EngineAddress, key: SessionKey) -> None:
+    stranger = Connector(replace(engine, api_key="e2b_wrong"))
+    async with SandboxManager(SETTINGS, connect=stranger) as manager:
+        with pytest.raises(AuthenticationError, match="E2B_API_KEY"):
+            async with manager.lease(key):
+                pass
+
+
+async def test_leaving_the_manager_ends_the_wait_for_a_sandbox(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    creating = anyio.Event()
+    refused = anyio.Event()
+
+    async def on_progress(_: str) -> None:
+        creating.set()
+
+    async def call(manager: SandboxManager) -> None:
+        with pytest.raises(SandboxUnavailableError, match="stopping"):
+            async with manager.lease(key, on_progress=on_progress):
+                pass
+        refused.set()
+
+    async with anyio.create_task_group() as tasks:
+        async with SandboxManager(SETTINGS, connect=Connector(engine)) as manager:
+            tasks.start_soon(call, manager)
+            await creating.wait()
+        with anyio.fail_after(2):
+            await refused.wait()
+
+
+async def test_leaving_the_manager_ends_no_sandbox(
+    engine: EngineAddress, key: SessionKey, e2b: E2B
+) -> None:
+    manager = SandboxManager(SETTINGS, connect=Connector(engine))
+    async with manager, manager.lease(key) as lease:
+        pass
+    info = await e2b.AsyncSandbox.get_info(lease.sandbox_id)
+    assert info.state.value == "running"
+
+
+# Runs
+
+
+async def test_an_exception_in_the_code_is_a_result(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    async with manager.lease(key) as lease:
+        run = await lease.run_code("print('before')\n1 / 0", timeout=30)
+    assert run.status == "error"
+    assert run.execution.error is not None
+    assert run.execution.error.name == "ZeroDivisionError"
+    assert "".join(run.execution.logs.stdout) == "before\n"
+    assert run.note == ""
+
+
+async def test_a_run_over_its_time_is_stopped_and_keeps_variables(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    async with manager.lease(key) as lease:
+        await text(lease, "x = 42")
+        with anyio.fail_after(10):
+            run = await lease.run_code(
+                "import time\nprint('on', flush=True)\nx += 1\ntime.sleep(60)", timeout=1
+            )
+        assert run.status == "timeout"
+        assert 1 <= run.duration < 5
+        assert "".join(run.execution.logs.stdout) == "on\n"
+        assert run.note == lease_module.KEPT
+        assert await text(lease, "x") == "43"
+
+
+async def test_code_that_ignores_interrupts_costs_the_variables_not_the_files(
+    manager: SandboxManager, key: SessionKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "KERNEL_GRACE", 1.0)
+    stubborn = """
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+open('kept.txt', 'w').write('kept')
+time.sleep(60)
+"""
+    async with manager.lease(key) as lease:
+        await text(lease, "x = 42")
+        run = await lease.run_code(stubborn, timeout=1)
+        assert (run.status, run.note) == ("timeout", lease_module.RESTARTED)
+        assert await text(lease, "'x' in globals(), open('kept.txt').read()") == "(False, 'kept')"
+
+
+async def test_an_interpreter_that_dies_is_told_and_replaced(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    async with manager.lease(key) as lease:
+        await text(lease, "x = 42; open('kept.txt', 'w').write('kept')")
+        run = await lease.run_code("import os; os.kill(os.getpid(), 9)", timeout=30)
+        assert (run.status, run.note) == ("error", lease_module.KERNEL_DIED)
+        assert await text(lease, "'x' in globals(), open('kept.txt').read()") == "(False, 'kept')"
+
+
+async def test_a_cancelled_call_stops_its_code_and_keeps_variables(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    async with manager.lease(key) as lease:
+        await text(lease, "x = 42")
+    async with (
+        anyio.create_task_group() as tasks,
+        manager.lease(key) as lease,
+        started(lease, "import time\nprint('on', flush=True)\ntime.sleep(60)"),
+    ):
+        tasks.cancel_scope.cancel()
+    with anyio.fail_after(10):
+        async with manager.lease(key) as lease:
+            assert lease.state == "reused"
+            assert await text(lease, "x") == "42"
+
+
+async def test_output_is_heard_while_the_code_runs(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    heard: list[str] = []
+
+    async def hear(printed: str) -> None:
+        heard.append(printed)
+
+    async with manager.lease(key) as lease:
+        run = await lease.run_code(
+            "import sys\nprint('out')\nprint('err', file=sys.stderr)",
+            timeout=30,
+            on_stdout=hear,
+            on_stderr=hear,
+        )
+    assert sorted("".join(heard).split()) == ["err", "out"]
+    assert "".join(run.execution.logs.stdout) == "out\n"
+    assert "".join(run.execution.logs.stderr) == "err\n"
+
+
+async def test_code_that_prints_without_end_is_stopped(
+    manager: SandboxManager, key: SessionKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "OUTPUT_LIMIT", 100_000)
+    async with manager.lease(key) as lease:
+        await text(lease, "x = 42")
+        run = await lease.run_code("while True: print('x' * 1000)", timeout=30)
+        assert run.status == "interrupted"
+        assert await text(lease, "x") == "42"
+
+
+async def test_a_fresh_interpreter_has_the_files_and_no_variables(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    async with manager.lease(key) as lease:
+        await text(lease, "x = 42; open('kept.txt', 'w').write('kept')")
+        await lease.restart()
+        assert await text(lease, "'x' in globals(), open('kept.txt').read()") == "(False, 'kept')"
+
+
+async def test_a_requirement_that_pip_refuses_is_told_with_its_words(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    async with manager.lease(key) as lease:
+        with pytest.raises(InvalidArgumentError, match="no-such-package"):
+            await lease.install(["./no-such-package"], timeout=60)
+        with pytest.raises(InvalidArgumentError, match="--index-url"):
+            await lease.install(["--index-url=http://127.0.0.1"], timeout=60)
+
+
+async def test_an_installed_package_is_there_at_once(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    files = {
+        "packed/pyproject.toml": b"[project]\nname = 'packed'\nversion = '1'\n",
+        "packed/packed.py": b"ANSWER = 42\n",
+    }
+    async with manager.lease(key) as lease:
+        for path, data in files.items():
+            await lease.write_file(path, data)
+        await lease.install(["./packed"], timeout=120)
+        assert await text(lease, "import packed; packed.ANSWER") == "42"
+
+
+# Commands
+
+
+async def test_a_command_gives_its_output_and_exit_code(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    async with manager.lease(key) as lease:
+        done = await lease.run_command("echo out; echo err >&2; exit 3", timeout=30)
+        assert (done.status, done.exit_code) == ("error", 3)
+        assert (done.stdout, done.stderr) == ("out\n", "err\n")
+        there = await lease.run_command("pwd", timeout=30, cwd="/tmp")
+        assert (there.status, there.exit_code, there.stdout) == ("ok", 0, "/tmp\n")
+
+
+async def test_a_command_in_a_missing_folder_is_refused(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    async with manager.lease(key) as lease:
+        with pytest.raises(InvalidArgumentError, match="/none"):
+            await lease.run_command("pwd", timeout=30, cwd="/none")
+
+
+async def test_a_command_over_its_time_is_killed(manager: SandboxManager, key: SessionKey) -> None:
+    async with manager.lease(key) as lease:
+        with anyio.fail_after(10):
+            cut = await lease.run_command("echo on; exec sleep 1234", timeout=1)
+        assert (cut.status, cut.exit_code, cut.stdout) == ("timeout", None, "on\n")
+        left = await lease.run_command("pgrep -f '[s]leep 1234'", timeout=30)
+        assert left.stdout == ""
+
+
+async def test_a_cancelled_command_is_killed(manager: SandboxManager, key: SessionKey) -> None:
+    started = anyio.Event()
+
+    async def on_stdout(_: str) -> None:
+        started.set()
+
+    async def run(lease: Lease) -> None:
+        await lease.run_command("echo on; exec sleep 1234", timeout=60, on_stdout=on_stdout)
+
+    async with manager.lease(key) as lease:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run, lease)
+            await started.wait()
+            tasks.cancel_scope.cancel()
+        left = await lease.run_command("pgrep -f '[s]leep 1234'", timeout=30)
+        assert left.stdout == ""
+
+
+# Files
+
+
+async def test_files_pass_in_and_out(manager: SandboxManager, key: SessionKey) -> None:
+    data = bytes(range(256)) * 1000
+    async with manager.lease(key) as lease:
+        await lease.write_file("data/in.bin", data)
+        assert await lease.read_file("/home/user/data/in.bin") == data
+        info = await lease.stat_file("data/in.bin")
+        assert (info.path, info.kind, info.size) == ("/home/user/data/in.bin", "file", len(data))
+        listed = await lease.list_files("data")
+        assert [(item.path, item.mime_type) for item in listed] == [
+            ("/home/user/data/in.bin", "application/octet-stream")
+        ]
+
+
+async def test_a_file_passes_in_pieces(manager: SandboxManager, key: SessionKey) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for number in range(3):
+            yield b"%d" % number
+
+    async with manager.lease(key) as lease:
+        await lease.write_file("pieces", pieces())
+        async with lease.stream_file("pieces") as chunks:
+            assert b"".join([chunk async for chunk in chunks]) == b"012"
+
+
+async def test_what_is_not_a_file_cannot_be_read(manager: SandboxManager, key: SessionKey) -> None:
+    async with manager.lease(key) as lease:
+        with pytest.raises(NotFoundError, match=r"none\.txt"):
+            await lease.read_file("none.txt")
+        with pytest.raises(NotFoundError):
+            await lease.list_files("none")
+        with pytest.raises(InvalidArgumentError, match="folder"):
+            await lease.read_file("/tmp")
+
+
+async def test_a_file_over_the_limit_is_not_moved(engine: EngineAddress, key: SessionKey) -> None:
+    small = replace(SETTINGS, files=FileSettings(size_limit=10))
+    async with (
+        SandboxManager(small, connect=Connector(engine)) as manager,
+        manager.lease(key) as lease,
+    ):
+        await text(lease, "open('big', 'w').write('x' * 11)")
+        with pytest.raises(TooLargeError, match="E2B_AGENT_MCP_FILES_SIZE_LIMIT"):
+            await lease.read_file("big")
+        with pytest.raises(TooLargeError):
+            await lease.write_file("big", b"x" * 11)
+
+
+async def test_a_run_names_the_files_it_made_or_changed(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    async with manager.lease(key) as lease:
+        await lease.write_file("given.csv", b"a\n1\n")
+        await text(lease, "pass")
+        assert await lease.changed_files() == []
+        await text(
+            lease,
+            "import os\nos.makedirs('out/.cache')\n"
+            "open('out/plot.png', 'w').write('p')\nopen('given.csv', 'a').write('2\\n')\n"
+            "open('.hidden', 'w').write('h')\nopen('out/.cache/x', 'w').write('x')",
+        )
+        changed = await lease.changed_files()
+        assert [(item.path, item.size, item.mime_type) for item in changed] == [
+            ("/home/user/given.csv", 6, "text/csv"),
+            ("/home/user/out/plot.png", 1, "image/png"),
+        ]
+        assert await lease.changed_files() == []
+
+
+async def test_a_file_given_between_two_runs_is_not_named_as_the_runs(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    async with manager.lease(key) as lease:
+        await text(lease, "open('one.txt', 'w').write('1')")
+        assert [item.path for item in await lease.changed_files()] == ["/home/user/one.txt"]
+    async with manager.lease(key) as lease:
+        await lease.write_file("given.txt", b"g")
+    async with manager.lease(key) as lease:
+        await text(lease, "open('two.txt', 'w').write('2')")
+        assert [item.path for item in await lease.changed_files()] == ["/home/user/two.txt"]
+
+
+async def test_a_lease_ends_with_its_block(manager: SandboxManager, key: SessionKey) -> None:
+    async with manager.lease(key) as lease:
+        pass
+    with pytest.raises(RuntimeError, match="lease the session again"):
+        await lease.run_code("1", timeout=1)
