@@ -83,9 +83,12 @@ def _markdown(block: Block) -> list[str]:
         case Plot(name):
             return [f"![{name}](plots/{name})", ""]
         case Table(columns):
-            head = [" | ".join(columns), " | ".join("---" for _ in columns)]
-            body = [" | ".join(row) for row in texts(block)]
-            return [*(f"| {line} |" for line in head + body), ""]
+            rows = [columns, tuple("---" for _ in columns), *texts(block)]
+            return [*(f"| {' | '.join(map(_in_cell, row))} |" for row in rows), ""]
+
+
+def _in_cell(text: str) -> str:
+    return text.replace("|", r"\|")
 
 
 def html(sections: Sequence[Section], facts: Mapping[str, str]) -> str:
