@@ -21,8 +21,8 @@ import zmq.asyncio
 from .messages import DELIMITER, Message
 
 RECONNECT = 10  # ms between tries while the kernel starts
-RECEIVE_HIGH_WATER = 16  # messages in zmq; the rest of a busy kernel's output waits there
-INBOX = 8  # messages
+RECEIVE_HIGH_WATER = 8  # messages in zmq; the rest of a busy kernel's output waits there
+INBOX = 4  # messages
 INFO_REPEAT = 0.05  # seconds between questions until the kernel's output arrives here
 LAST_WORDS = 50  # ms to take what a dead kernel had sent
 PORTS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5}

@@ -23,10 +23,10 @@ from .languages import JAVASCRIPT, LANGUAGES, PYTHON, Language, find_language
 from .messages import END, Event, Transcript, error, stderr
 
 LAUNCH_TIMEOUT = 60.0  # seconds from the start of a kernel to its first answer
-INTERRUPTS = 5  # how often abandoned code is interrupted: it may swallow a KeyboardInterrupt
+INTERRUPTS = 3  # how often abandoned code is interrupted: it may swallow a KeyboardInterrupt
 INTERRUPT_INTERVAL = 2.0  # seconds
 REPLY_GRACE = 1.0  # seconds between reply and "idle": after an interrupt, one may be missing
-EVENTS = 8  # waiting for a slow client; beyond that its kernel waits
+EVENTS = 4  # waiting for a slow client; beyond that its kernel waits
 
 BUSY = (
     "The context still runs earlier code that ignored its interruption. "

@@ -5,16 +5,20 @@ the reader is behind (ipykernel's own would drop messages), and `output` makes a
 thread wait for it.
 """
 
+import asyncio
 import ctypes
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # Looking for debugpy costs a kernel 140 ms and 10 MiB. A user may still import it.
 sys.modules["debugpy"] = None  # type: ignore[assignment]
 import zmq  # noqa: E402
+from ipykernel.ipkernel import IPythonKernel  # noqa: E402
 from ipykernel.kernelapp import IPKernelApp  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
@@ -23,7 +27,27 @@ del sys.modules["debugpy"]
 from . import formats, images  # noqa: E402
 
 PR_SET_PDEATHSIG = 1
-SEND_HIGH_WATER = 32  # messages; `output.CHUNK` bounds the ones that a print makes
+SEND_HIGH_WATER = 16  # messages; `output.CHUNK` bounds the ones that a print makes
+
+
+class Kernel(IPythonKernel):
+    """Interrupts a cell that awaits. ipykernel's own way leaves a sleeping loop asleep, and
+    cannot stop code between two awaits."""
+
+    @contextmanager
+    def _cancel_on_sigint(self, cell: asyncio.Task[Any]) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+
+        def interrupt(*args: Any) -> None:
+            if asyncio.current_task(loop) is cell:
+                raise KeyboardInterrupt
+            loop.call_soon_threadsafe(cell.cancel)
+
+        previous = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
 
 
 class KernelApp(IPKernelApp):
@@ -54,11 +78,13 @@ def main(connection_file: str) -> None:
         traceback.print_exc(file=sys.__stderr__)
         os._exit(1)
     _silence_the_original_streams()
+    _switch_colours_off()
     app.start()
 
 
 def _config(connection_file: str) -> Config:
     config = Config()
+    config.IPKernelApp.kernel_class = Kernel
     config.IPKernelApp.connection_file = connection_file
     config.IPKernelApp.outstream_class = "e2b_startup.output.BoundedStream"
     config.IPKernelApp.log_level = "CRITICAL"
@@ -72,6 +98,13 @@ def _config(connection_file: str) -> Config:
 def _die_with_parent() -> None:
     """A kernel outside of a box must not outlive its guest; in a box all die together."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _switch_colours_off() -> None:
+    """ipykernel tells the programs that a cell starts to write for a colour terminal."""
+    for name in ("CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR"):
+        os.environ.pop(name, None)
+    os.environ |= {"NO_COLOR": "1", "TERM": "dumb"}
 
 
 def _silence_the_original_streams() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ipykernel.iostream import OutStream
 
-CHUNK = 1 << 20  # characters
+CHUNK = 1 << 18  # characters
 
 
 class BoundedStream(OutStream):
@@ -24,7 +24,7 @@ class BoundedStream(OutStream):
         if not isinstance(string, str):
             raise TypeError(f"write() argument must be str, not {type(string)}")
         for start in range(0, len(string), CHUNK):
-            self._write(string[start : start + CHUNK])
+            self._write(_without_surrogates(string[start : start + CHUNK]))
         return len(string)
 
     def _write(self, chunk: str) -> None:
@@ -37,3 +37,8 @@ class BoundedStream(OutStream):
     def _flush(self) -> None:
         self._unflushed = 0
         super()._flush()
+
+
+def _without_surrogates(chunk: str) -> str:
+    """A message with half a surrogate pair is never sent, and takes its neighbours with it."""
+    return chunk if chunk.isascii() else chunk.encode("utf-8", "replace").decode()

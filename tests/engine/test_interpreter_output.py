@@ -1,0 +1,32 @@
+"""Large output: all of it, or a notice of what was left out."""
+
+from e2b_code_interpreter import AsyncSandbox
+
+
+async def test_a_long_line_arrives_whole(sandbox: AsyncSandbox) -> None:
+    execution = await sandbox.run_code("print('x' * 20_000_000)")
+    assert sum(map(len, execution.logs.stdout)) == 20_000_001
+
+
+async def test_many_lines_arrive_in_order(sandbox: AsyncSandbox) -> None:
+    execution = await sandbox.run_code("for i in range(50_000): print(i)")
+    assert "".join(execution.logs.stdout) == "".join(f"{i}\n" for i in range(50_000))
+
+
+async def test_many_results_arrive(sandbox: AsyncSandbox) -> None:
+    execution = await sandbox.run_code("for i in range(1500): display(i)")
+    assert [result.text for result in execution.results] == [str(i) for i in range(1500)]
+
+
+async def test_the_output_of_a_program_arrives_whole(sandbox: AsyncSandbox) -> None:
+    execution = await sandbox.run_code("import os\nos.system('yes | head -c 4000000');")
+    assert sum(map(len, execution.logs.stdout)) == 4_000_000
+
+
+async def test_a_result_above_the_limit_is_named_instead_of_sent(sandbox: AsyncSandbox) -> None:
+    execution = await sandbox.run_code("'x' * (65 << 20)")
+    assert execution.results == []
+    assert "".join(execution.logs.stderr) == (
+        "[A result of 65 MiB was left out: the limit is 64 MiB. Write it to a file instead.]\n"
+    )
+    assert execution.error is None
