@@ -113,12 +113,11 @@ class Box:
         """Learns the box's init from bubblewrap."""
         try:
             pid = await _read_child_pid(info)
-            self._init_fd = os.pidfd_open(pid)
-            if _parent_of(pid) != self._process.pid:
-                raise ProcessLookupError(pid)
+            self._init_fd = _open_child(pid, self._process.pid)
             self._namespace = processes.namespace_of(pid)
         except (ValueError, OSError) as exc:
-            await self.wait()
+            if await self.wait() == 0:
+                return  # it has come and gone: a command may be that short
             raise LaunchError(f"bubblewrap made no box: {self.log.strip() or exc}") from exc
         self.pid = pid
 
@@ -244,6 +243,15 @@ async def _read_child_pid(info: int) -> int:
         text += data
     pid: int = json.loads(text)["child-pid"]
     return pid
+
+
+def _open_child(pid: int, parent: int) -> int:
+    """A descriptor that cannot mean a stranger who got the same pid meanwhile."""
+    fd = os.pidfd_open(pid)
+    if _parent_of(pid) != parent:
+        os.close(fd)
+        raise ProcessLookupError(pid)
+    return fd
 
 
 def _parent_of(pid: int) -> int:
