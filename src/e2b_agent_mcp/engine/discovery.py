@@ -216,7 +216,7 @@ async def ensure_ready(
     if runtime is not None and runtime.matches(options):
         return runtime.address
     await prepare_host(options, on_progress)
-    async with _start_lock(options):
+    async with locked(options.state_dir / "start.lock", START_TIMEOUT + STOP_TIMEOUT):
         runtime = await _find(options)
         if runtime is not None and await _keep(runtime, options):
             return runtime.address
@@ -246,8 +246,7 @@ async def _keep(runtime: Runtime, options: EngineOptions) -> bool:
 
 async def _start(options: EngineOptions) -> None:
     with _ready_pipe() as (told, tells):
-        with open(options.log_file, "ab", opener=private) as log:
-            first = await anyio.to_thread.run_sync(_spawn, options, log.fileno(), tells)
+        first = await anyio.to_thread.run_sync(_spawn, options, tells)
         os.close(tells)
         pid = None
         try:
@@ -264,22 +263,24 @@ async def _start(options: EngineOptions) -> None:
         raise StartError(f"The engine did not start.{_log_tail(options)}")
 
 
-def _spawn(options: EngineOptions, log: int, tells: int) -> int:
+def _spawn(options: EngineOptions, tells: int) -> int:
     """Starts the process that starts the engine, and waits for that first one to leave."""
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", __package__, "--background", f"--ready-fd={tells}"),
-            *("--options-json", options.to_json()),
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        env=inherited_environment(os.environ),
-        cwd="/",
-        pass_fds=(tells,),
-        start_new_session=True,
-        check=False,
-    ).returncode
+    argv = [
+        *(sys.executable, "-m", __package__, "--background", f"--ready-fd={tells}"),
+        *("--options-json", options.to_json()),
+    ]
+    with open(options.log_file, "ab", opener=private) as log:
+        return subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=inherited_environment(os.environ),
+            cwd="/",
+            pass_fds=(tells,),
+            start_new_session=True,
+            check=False,
+        ).returncode
 
 
 def inherited_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -312,16 +313,20 @@ async def _read_line(fd: int) -> str:
 
 
 @asynccontextmanager
-async def _start_lock(options: EngineOptions) -> AsyncIterator[None]:
-    with open(options.state_dir / "start.lock", "ab", opener=private) as file:
-        with anyio.fail_after(START_TIMEOUT + STOP_TIMEOUT):
-            while not take_lock(file.fileno()):
+async def locked(path: Path, timeout: float) -> AsyncIterator[None]:
+    """Sole use of what the file stands for; ends with the process, however it ends.
+
+    TimeoutError when another process keeps it.
+    """
+    # Opened without a thread: it is small, local, and touched once per start.
+    with open(path, "ab", opener=private) as file:  # noqa: ASYNC230
+        with anyio.fail_after(timeout):
+            while not _try_lock(file.fileno()):  # noqa: ASYNC110 - a lock wakes nobody here
                 await anyio.sleep(LOCK_RETRY)
         yield
 
 
-def take_lock(fd: int) -> bool:
-    """Held until the file is closed, or its process is gone."""
+def _try_lock(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,0 +1,248 @@
+"""One engine per state folder: found when it lives, started when not, replaced when it differs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import httpx
+import pytest
+from e2b_code_interpreter import E2B
+
+from e2b_agent_mcp.engine import (
+    EngineAddress,
+    EngineError,
+    EngineOptions,
+    StartError,
+    ensure_ready,
+    find,
+    stop,
+)
+from e2b_agent_mcp.engine.discovery import inherited_environment, runtime_file, write_runtime
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@pytest.fixture
+async def options(fresh_options: EngineOptions) -> AsyncIterator[EngineOptions]:
+    yield fresh_options
+    await stop(fresh_options)
+    assert not runtime_file(fresh_options).exists()
+
+
+def has_ended(pid: int) -> bool:
+    """A zombie has: who reaps it is the system's affair."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return True
+    return stat.rpartition(")")[2].split()[0] == "Z"
+
+
+async def test_an_engine_is_started_once_and_then_found(options: EngineOptions) -> None:
+    first = await ensure_ready(options)
+    assert await ensure_ready(options) == first
+    assert await find(options) == first
+    assert httpx.get(f"{first.api_url}/health").status_code == 200
+
+
+async def test_ten_that_start_at_once_get_one_engine(options: EngineOptions) -> None:
+    found: list[EngineAddress] = []
+
+    async def ready() -> None:
+        found.append(await ensure_ready(options))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(10):
+            tasks.start_soon(ready)
+    assert len(found) == 10
+    assert len(set(found)) == 1
+
+
+async def test_the_engine_outlives_who_started_it_and_takes_nothing_along(
+    options: EngineOptions,
+) -> None:
+    program = (
+        "import anyio, sys\n"
+        "from e2b_agent_mcp.engine import EngineOptions, ensure_ready\n"
+        "options = EngineOptions.from_json(sys.argv[1])\n"
+        "print(anyio.run(ensure_ready, options).pid)\n"
+    )
+    environment = {**os.environ, "OPENAI_API_KEY": "canary", "E2B_AGENT_MCP_X": "canary"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program, options.to_json()],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+        timeout=60,
+    )
+    pid = int(ended.stdout)
+    address = await find(options)
+    assert address is not None
+    assert address.pid == pid
+    assert "canary" not in Path(f"/proc/{pid}/environ").read_text()
+    assert os.getsid(pid) != os.getsid(0)
+    files = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    assert not [file for file in files if file.startswith("pipe:") or "pts" in file]
+
+
+async def test_stopping_ends_the_process_and_its_sandboxes(options: EngineOptions) -> None:
+    address = await ensure_ready(options)
+    await client(address).AsyncSandbox.create(timeout=60)
+    assert await stop(options) is True
+    assert has_ended(address.pid)
+    assert list(options.homes_dir.iterdir()) == []
+    assert await stop(options) is False
+
+
+async def test_an_idle_engine_ends_by_itself(options: EngineOptions) -> None:
+    address = await ensure_ready(replace(options, idle_exit=0.5))
+    process = os.pidfd_open(address.pid)
+    with anyio.fail_after(20):
+        await anyio.wait_readable(process)
+    os.close(process)
+    assert not runtime_file(options).exists()
+
+
+async def test_an_engine_that_was_killed_is_replaced_and_cleaned_up(
+    options: EngineOptions,
+) -> None:
+    killed = await ensure_ready(options)
+    await client(killed).AsyncSandbox.create(timeout=60)
+    os.kill(killed.pid, signal.SIGKILL)
+    assert await find(options) is None
+    replaced = await ensure_ready(options)
+    assert replaced.pid != killed.pid
+    assert list(options.homes_dir.iterdir()) == []
+
+
+async def test_an_idle_engine_with_other_options_is_replaced(options: EngineOptions) -> None:
+    old = await ensure_ready(options)
+    new = await ensure_ready(replace(options, memory_mb=1024))
+    assert new != old
+    assert has_ended(old.pid)
+
+
+async def test_a_busy_engine_with_other_limits_is_used(options: EngineOptions) -> None:
+    old = await ensure_ready(options)
+    await client(old).AsyncSandbox.create(timeout=60)
+    assert await ensure_ready(replace(options, memory_mb=1024)) == old
+
+
+async def test_a_busy_engine_with_another_safety_is_not_used(options: EngineOptions) -> None:
+    old = await ensure_ready(options)
+    await client(old).AsyncSandbox.create(timeout=60)
+    with pytest.raises(StartError, match="still has sandboxes"):
+        await ensure_ready(replace(options, network="none"))
+
+
+async def test_a_failed_start_shows_the_end_of_the_log(options: EngineOptions) -> None:
+    async with listening() as port:
+        with pytest.raises(StartError, match=f"Cannot listen on 127.0.0.1:{port}"):
+            await ensure_ready(replace(options, port=port))
+
+
+async def test_a_second_engine_on_the_same_folder_is_refused(options: EngineOptions) -> None:
+    await ensure_ready(options)
+    second = subprocess.run(
+        [sys.executable, "-m", "e2b_agent_mcp.engine", "--options-json", options.to_json()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (second.returncode, second.stdout) == (1, "")
+    assert "Another engine uses" in second.stderr
+
+
+async def test_a_stranger_at_the_engines_port_is_not_believed(options: EngineOptions) -> None:
+    """Nor does it hear the key."""
+    options.make_dirs()
+    async with listening() as port:
+        url = f"http://127.0.0.1:{port}"
+        write_runtime(options, EngineAddress(url, url, "e2b_key", os.getpid()))
+        assert await find(options) is None
+    runtime_file(options).unlink()
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o666])
+async def test_a_runtime_file_that_others_can_read_is_not_believed(
+    options: EngineOptions, mode: int
+) -> None:
+    await ensure_ready(options)
+    runtime_file(options).chmod(mode)
+    assert await find(options) is None
+    runtime_file(options).chmod(0o600)
+
+
+async def test_a_folder_that_others_can_write_is_refused(options: EngineOptions) -> None:
+    options.make_dirs()
+    options.runtime_dir.chmod(0o777)
+    with pytest.raises(EngineError, match="other users"):
+        await ensure_ready(options)
+
+
+def test_only_loopback_is_served() -> None:
+    with pytest.raises(EngineError, match="loopback"):
+        EngineOptions(host="0.0.0.0")
+
+
+def test_the_runtime_file_is_private(fresh_options: EngineOptions) -> None:
+    fresh_options.make_dirs()
+    write_runtime(fresh_options, EngineAddress("u", "u", "k", 1))
+    assert runtime_file(fresh_options).stat().st_mode & 0o777 == 0o600
+    assert json.loads(runtime_file(fresh_options).read_text())["api_key"] == "k"
+
+
+def test_the_engine_inherits_what_it_needs_and_no_secret() -> None:
+    kept = {
+        "PATH": "p",
+        "HOME": "h",
+        "LC_ALL": "C",
+        "XDG_STATE_HOME": "x",
+        "PIP_INDEX_URL": "i",
+        "UV_INDEX_URL": "i",
+        "https_proxy": "q",
+        "SSL_CERT_FILE": "c",
+    }
+    dropped = {
+        "OPENAI_API_KEY": "s",
+        "E2B_API_KEY": "s",
+        "UV_PUBLISH_TOKEN": "s",
+        "PIP_PASSWORD": "s",
+        "AWS_PROFILE": "a",
+        "SSH_AUTH_SOCK": "a",
+    }
+    assert inherited_environment(kept | dropped) == kept
+
+
+def client(address: EngineAddress) -> E2B:
+    return E2B(api_url=address.api_url, sandbox_url=address.sandbox_url, api_key=address.api_key)
+
+
+@asynccontextmanager
+async def listening() -> AsyncIterator[int]:
+    """A port of somebody else, who answers everything."""
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, answer)
+            yield port
+            tasks.cancel_scope.cancel()
+
+
+async def answer(stream: anyio.abc.SocketStream) -> None:
+    async with stream:
+        asked = await stream.receive()
+        assert b"e2b_key" not in asked
+        body = b'{"proof": "0000"}'
+        await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
