@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from anyio.abc import SocketStream
 
 from e2b_agent_mcp.engine.egress import Allowed, Denied, EgressProxy, NetworkPolicy
 from e2b_agent_mcp.engine.egress.policy import is_public
 from e2b_agent_mcp.engine.egress.proxy import CONNECTIONS, is_own
 from e2b_agent_mcp.engine.egress.request import LARGEST_HEAD, BadRequest, parse_head
 from e2b_agent_mcp.engine.guest import relay
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from anyio.abc import SocketStream
 
 PUBLIC = "93.184.215.14"
 
@@ -77,17 +81,23 @@ POLICIES = [
     pytest.param(NetworkPolicy(False), "example.com", PUBLIC, False, id="none"),
     pytest.param(NetworkPolicy(False, ("example.com",)), "EXAMPLE.com.", PUBLIC, True, id="name"),
     pytest.param(NetworkPolicy(False, ("example.com",)), "x.example.com", PUBLIC, False, id="sub"),
-    pytest.param(NetworkPolicy(False, ("*.example.com",)), "a.b.example.com", PUBLIC, True, id="*."),
+    pytest.param(
+        NetworkPolicy(False, ("*.example.com",)), "a.b.example.com", PUBLIC, True, id="*."
+    ),
     pytest.param(NetworkPolicy(False, ("*.example.com",)), "example.com", PUBLIC, False, id="apex"),
     pytest.param(NetworkPolicy(False, ("*.ample.com",)), "example.com", PUBLIC, False, id="suffix"),
     pytest.param(NetworkPolicy(False, (PUBLIC,)), "example.com", PUBLIC, True, id="address"),
     pytest.param(NetworkPolicy(False, ("93.0.0.0/8",)), "example.com", PUBLIC, True, id="network"),
-    pytest.param(NetworkPolicy(False, ("93.0.0.0/8",)), "example.com", "1.1.1.1", False, id="other"),
+    pytest.param(
+        NetworkPolicy(False, ("93.0.0.0/8",)), "example.com", "1.1.1.1", False, id="other"
+    ),
     pytest.param(NetworkPolicy(True, (), (PUBLIC,)), "example.com", PUBLIC, False, id="denied"),
     pytest.param(
         NetworkPolicy(True, (), (PUBLIC,)), "example.com", f"::ffff:{PUBLIC}", False, id="mapped"
     ),
-    pytest.param(NetworkPolicy(True, (), ("*.com",)), "example.com", PUBLIC, False, id="denied name"),
+    pytest.param(
+        NetworkPolicy(True, (), ("*.com",)), "example.com", PUBLIC, False, id="denied name"
+    ),
     pytest.param(
         NetworkPolicy(True, ("example.com",), ("0.0.0.0/0",)),
         "example.com",
@@ -96,10 +106,16 @@ POLICIES = [
         id="allow wins over deny",
     ),
     pytest.param(
-        NetworkPolicy(True, (), ("0.0.0.0/0",)), "example.com", "2606:4700::1", False, id="all v6 too"
+        NetworkPolicy(True, (), ("0.0.0.0/0",)),
+        "example.com",
+        "2606:4700::1",
+        False,
+        id="all v6 too",
     ),
     pytest.param(NetworkPolicy(True, ("10.0.0.5",)), "db", "10.0.0.5", True, id="private, named"),
-    pytest.param(NetworkPolicy(True, ("10.0.0.0/8",)), "db", "10.0.0.5", True, id="private network"),
+    pytest.param(
+        NetworkPolicy(True, ("10.0.0.0/8",)), "db", "10.0.0.5", True, id="private network"
+    ),
     pytest.param(NetworkPolicy(True, ("db",)), "db", "10.0.0.5", False, id="private, by name only"),
     pytest.param(NetworkPolicy(True, ("0.0.0.0/0",)), "db", "10.0.0.5", False, id="all is public"),
     pytest.param(NetworkPolicy(True, ("127.0.0.1",)), "h", "127.0.0.1", False, id="never loopback"),
@@ -144,7 +160,9 @@ def test_the_package_index_may_be_a_private_address_on_its_own_port() -> None:
     assert isinstance(
         NetworkPolicy().decide("index.corp", 443, private, endpoints=endpoints), Allowed
     )
-    assert isinstance(NetworkPolicy().decide("index.corp", 22, private, endpoints=endpoints), Denied)
+    assert isinstance(
+        NetworkPolicy().decide("index.corp", 22, private, endpoints=endpoints), Denied
+    )
     assert isinstance(
         NetworkPolicy(False).decide("index.corp", 443, private, endpoints=endpoints), Denied
     )
@@ -215,20 +233,21 @@ async def echo_server() -> AsyncIterator[int]:
             async for data in stream:
                 await stream.send(data)
 
-    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(listener.serve, echo)
-            yield listener.extra(anyio.abc.SocketAttribute.local_port)
-            tasks.cancel_scope.cancel()
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(listener.serve, echo)
+        yield listener.extra(anyio.abc.SocketAttribute.local_port)
+        tasks.cancel_scope.cancel()
 
 
 @asynccontextmanager
-async def proxy_to(port: int, folder: Path, policy: NetworkPolicy | None = None):  # type: ignore[no-untyped-def]
+async def proxy_to(port: int, folder: Path) -> AsyncIterator[EgressProxy]:
     """One whose only reachable private endpoint is the test's server."""
     with anyio.fail_after(10):
-        async with EgressProxy(
-            folder / "p.sock", policy or NetworkPolicy(), {("127.0.0.1", port)}
-        ) as proxy:
+        endpoints = {("127.0.0.1", port)}
+        async with EgressProxy(folder / "p.sock", NetworkPolicy(), endpoints) as proxy:
             yield proxy
 
 
@@ -250,26 +269,32 @@ async def tunnel(folder: Path, port: int) -> SocketStream:
 
 
 async def test_a_tunnel_moves_bytes_both_ways_and_ends_with_its_client(tmp_path: Path) -> None:
-    async with echo_server() as port, proxy_to(port, tmp_path):
-        async with await tunnel(tmp_path, port) as client:
-            await client.send(b"x" * 1_000_000)
-            await client.send_eof()
-            received = 0
-            async for data in client:
-                received += len(data)
+    received = 0
+    async with (
+        echo_server() as port,
+        proxy_to(port, tmp_path),
+        await tunnel(tmp_path, port) as client,
+    ):
+        await client.send(b"x" * 1_000_000)
+        await client.send_eof()
+        async for data in client:
+            received += len(data)
 
     assert received == 1_000_000
 
 
 async def test_a_plain_request_reaches_its_server_with_its_body(tmp_path: Path) -> None:
-    async with echo_server() as port, proxy_to(port, tmp_path):
-        async with await anyio.connect_unix(tmp_path / "p.sock") as client:
-            await client.send(b"PUT http://127.0.0.1:%d/f HTTP/1.1\r\nA: b\r\n\r\nbo" % port)
-            await client.send(b"dy")
-            await client.send_eof()
-            received = b""
-            async for data in client:
-                received += data
+    received = b""
+    async with (
+        echo_server() as port,
+        proxy_to(port, tmp_path),
+        await anyio.connect_unix(tmp_path / "p.sock") as client,
+    ):
+        await client.send(b"PUT http://127.0.0.1:%d/f HTTP/1.1\r\nA: b\r\n\r\nbo" % port)
+        await client.send(b"dy")
+        await client.send_eof()
+        async for data in client:
+            received += data
 
     assert received.startswith(b"PUT /f HTTP/1.1\r\n")
     assert received.endswith(b"\r\n\r\nbody")
@@ -280,7 +305,9 @@ async def test_a_refusal_says_why_in_its_status_line_and_its_body(tmp_path: Path
         answer = await ask(tmp_path, b"CONNECT 10.0.0.1:443 HTTP/1.1\r\n\r\n")
 
     head, _, body = answer.decode().partition("\r\n\r\n")
-    assert head.startswith("HTTP/1.1 403 10.0.0.1 is at 10.0.0.1, which is not a public address\r\n")
+    assert head.startswith(
+        "HTTP/1.1 403 10.0.0.1 is at 10.0.0.1, which is not a public address\r\n"
+    )
     assert body == (
         "10.0.0.1 is at 10.0.0.1, which is not a public address. "
         "A private address can be allowed by naming it in network.allow_out.\n"
@@ -350,16 +377,19 @@ async def test_the_proxy_ends_with_open_connections_and_leaves_no_socket(tmp_pat
 async def test_the_relay_leads_from_a_loopback_port_to_the_proxy(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         relay_port = reserved.getsockname()[1]
-    async with echo_server() as port, proxy_to(port, tmp_path):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(relay.serve, str(tmp_path / "p.sock"), relay_port)
-            await anyio.wait_all_tasks_blocked()
-            async with await anyio.connect_tcp("127.0.0.1", relay_port) as client:
-                await client.send(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n\r\n" % port)
-                assert (await client.receive()).startswith(b"HTTP/1.1 200 ")
-                await client.send(b"ping")
-                assert await client.receive() == b"ping"
-            tasks.cancel_scope.cancel()
+    async with (
+        echo_server() as port,
+        proxy_to(port, tmp_path),
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(relay.serve, str(tmp_path / "p.sock"), relay_port)
+        await anyio.wait_all_tasks_blocked()
+        async with await anyio.connect_tcp("127.0.0.1", relay_port) as client:
+            await client.send(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n\r\n" % port)
+            assert (await client.receive()).startswith(b"HTTP/1.1 200 ")
+            await client.send(b"ping")
+            assert await client.receive() == b"ping"
+        tasks.cancel_scope.cancel()
 
 
 def test_own_addresses_are_known() -> None:

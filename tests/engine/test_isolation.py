@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -25,6 +25,9 @@ from e2b_agent_mcp.engine.isolation.limits import counts_processes_per_box
 from e2b_agent_mcp.engine.isolation.remedy import HostFacts, explain
 from e2b_agent_mcp.engine.options import EngineOptions
 from e2b_agent_mcp.engine.template import Template, ensure_template
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
 
 START = "import sys; sys.path += ['/opt/e2b', '/opt/e2b/lib', '/opt/e2b/site']\n"
 
@@ -122,7 +125,7 @@ async def test_a_box_knows_one_user_and_a_writable_home(boxes: Boxes) -> None:
     said = await boxes.run("""
         import getpass, os, pwd, socket
         open("note", "w").write("x")
-        print(getpass.getuser(), os.getuid(), os.getgid(), os.getgroups() in ([], [65534]),
+        print(getpass.getuser(), os.getuid(), os.getgid(), set(os.getgroups()) <= {1000, 65534},
               pwd.getpwuid(os.getuid()).pw_dir, os.getcwd(), socket.gethostname())
     """)
 
@@ -164,9 +167,11 @@ async def test_a_guest_that_is_asked_serves_on_the_inherited_listener(
             client.sendall(b"hello from the box")
         """
         with anyio.fail_after(10):
-            async with boxes.open(code, listener=listener):
-                async with await anyio.connect_unix(folder / "s") as client:
-                    assert await client.receive() == b"hello from the box"
+            async with (
+                boxes.open(code, listener=listener),
+                await anyio.connect_unix(folder / "s") as client,
+            ):
+                assert await client.receive() == b"hello from the box"
 
 
 # ---------------------------------------------------------------- what a box cannot see

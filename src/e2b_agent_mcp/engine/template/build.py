@@ -76,7 +76,7 @@ async def build(recipe: Recipe, place: Path, report: Progress) -> None:
         await _copy_python(recipe.python, stage)
         for folder, requirements in recipe.requirements.items():
             await _install(recipe, stage / folder, requirements, report)
-        _repair_scripts(stage / "site/bin", recipe.python.executable)
+        repair_scripts(stage / "site/bin", recipe.python.executable)
         (stage / "fonts").mkdir()
         stage.chmod(0o755)  # for the trial
         report("trying the template in a box")
@@ -158,7 +158,7 @@ async def _lines(stream: TextReceiveStream) -> AsyncIterator[str]:
         yield rest.strip()
 
 
-def _repair_scripts(folder: Path, executable: str) -> None:
+def repair_scripts(folder: Path, executable: str) -> None:
     """Scripts name the interpreter alone, which finds the template's packages only by the venv."""
     for script in folder.iterdir():
         data = script.read_bytes()
