@@ -116,7 +116,7 @@ class SandboxManager:
                 beating.cancel()
                 lease.close()
             if session.slot.sandbox_id and self._pool.must_extend(session.slot, self._clock()):
-                await self._extend(session, lease.sandbox_id)
+                await self._try_to_extend(session, lease.sandbox_id)
 
     async def list_sessions(self, owner: str) -> list[SessionInfo]:
         """The owner's sessions that have a sandbox, by whichever process they were started."""
@@ -198,7 +198,8 @@ class SandboxManager:
     async def _reuse(self, session: Session) -> SandboxState | None:
         """The sandbox that this process knows, if E2B still has it."""
         if (creation := self._creations.get(session.key)) is not None:
-            await creation.wait()
+            # Left by a call that was cancelled; if it failed, this call makes its own.
+            await creation.done.wait()
         sandbox_id = session.slot.sandbox_id
         if not sandbox_id:
             return None
@@ -296,10 +297,14 @@ class SandboxManager:
         with beating:
             while True:
                 await anyio.sleep(self._pool.heartbeat)
-                try:
-                    await self._extend(session, sandbox_id)
-                except E2BAgentError as exc:
-                    logger.warning("not extended sandbox=%s: %s", sandbox_id, exc.message)
+                await self._try_to_extend(session, sandbox_id)
+
+    async def _try_to_extend(self, session: Session, sandbox_id: str) -> None:
+        """What the call did is not lost because E2B did not answer afterwards."""
+        try:
+            await self._extend(session, sandbox_id)
+        except E2BAgentError as exc:
+            logger.warning("not extended sandbox=%s: %s", sandbox_id, exc.message)
 
 
 @dataclass(eq=False)
