@@ -105,6 +105,22 @@ async def test_stopping_ends_the_process_and_its_sandboxes(options: EngineOption
     assert await stop(options) is False
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_everything_within_two_seconds(
+    options: EngineOptions, number: signal.Signals
+) -> None:
+    address = await ensure_ready(options)
+    for _ in range(2):
+        sandbox = await client(address).AsyncSandbox.create(timeout=60)
+        await sandbox.commands.run("sleep 1000", background=True, timeout=0)
+    process = os.pidfd_open(address.pid)
+    os.kill(address.pid, number)
+    with anyio.fail_after(2):
+        await anyio.wait_readable(process)
+    os.close(process)
+    assert list(options.homes_dir.iterdir()) == list(options.engine_dir.iterdir()) == []
+
+
 async def test_an_idle_engine_ends_by_itself(options: EngineOptions) -> None:
     address = await ensure_ready(replace(options, idle_exit=0.5))
     process = os.pidfd_open(address.pid)

@@ -199,12 +199,20 @@ class Orchestrator:
         assert sandbox.machine is not None
         sandbox.state, sandbox.pause_mode = State.PAUSED, mode
         if mode is PauseMode.FULL:
-            await sandbox.machine.box.freeze()
-            sandbox.drop_exchanges()
+            await self._freeze(sandbox, sandbox.machine.box)
         else:
             await self._stop(sandbox)
         self._touch()
         logger.info("paused %s (%s)", sandbox.id, mode)
+
+    async def _freeze(self, sandbox: Sandbox, box: Box) -> None:
+        try:
+            await box.freeze()
+        except LaunchError as exc:
+            box.thaw()
+            sandbox.state, sandbox.pause_mode = State.RUNNING, None
+            raise LaunchRefused(f"The sandbox could not be paused: {exc}") from exc
+        sandbox.drop_exchanges()
 
     async def resume(
         self, sandbox_id: str, timeout: float, *, restore_memory: bool = True
@@ -293,9 +301,10 @@ class Orchestrator:
         except (SandboxNotFound, Conflict):
             return
         except Exception:
-            # The deadline must hold although one sandbox could not be ended in the usual way.
+            # The deadline must hold, also for a sandbox that cannot be paused.
             logger.exception("could not end %s at its deadline", sandbox.id)
             self._forget(sandbox)
+            await self._stop(sandbox)
 
     # Boxes
 

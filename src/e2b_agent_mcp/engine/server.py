@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PREDECESSOR_TIMEOUT = 5.0  # seconds for an engine that is ending; it promises 2
+# Longer than the SDKs keep idle connections: else one is closed just as they use it again.
+KEEP_ALIVE = 600  # seconds
 GOODBYE = 1  # seconds that answers in progress get at the end
 
 
@@ -81,6 +83,7 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 date_header=False,
                 proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=GOODBYE,
             )
         )
