@@ -111,6 +111,14 @@ def test_what_was_lost_and_interrupted_is_said_in_the_text_and_in_note() -> None
     assert result.structured_content["note"] == words
 
 
+def test_a_run_over_its_time_says_after_how_long() -> None:
+    run = Run(status="timeout", execution=execution(stdout="so far\n"), duration=60.04)
+    rendered = python_result(run, PLACE, files=[], folder=FOLDER, limits=OutputSettings())
+    assert text_of(rendered.result) == (
+        "stdout:\nso far\n\nstopped by its time limit after 60 s\n[Session 's'.]"
+    )
+
+
 def test_long_output_keeps_head_and_tail_and_the_whole_goes_to_a_file_of_the_sandbox() -> None:
     stdout = "".join(f"line {number}\n" for number in range(50_000))
     rendered = render(execution(stdout=stdout))

@@ -117,7 +117,7 @@ def python_result(
         "duration": round(run.duration, 3),
         "truncated": texts != [section.text for section in sections] or bool(room.words),
     }
-    text = _text(sections, texts, entries, [*room.words, place.line(run.note)])
+    text = _text(sections, texts, entries, [*_ended(run), *room.words, place.line(run.note)])
     blocks = [block for blocks in shown for block in blocks]
     return _rendered(text, blocks, structured, room)
 
@@ -147,7 +147,7 @@ def command_result(
         "duration": round(run.duration, 3),
         "truncated": texts != [section.text for section in sections] or bool(room.words),
     }
-    ended = [] if run.exit_code is None else [f"exit code {run.exit_code}"]
+    ended = [*_ended(run), *([] if run.exit_code is None else [f"exit code {run.exit_code}"])]
     text = _text(sections, texts, entries, [*ended, *room.words, place.line(run.note)])
     return _rendered(text, [], structured, room)
 
@@ -240,6 +240,10 @@ def _text(
             "\n".join(["new or changed files:", *lines, *([f"and {more} more"] * bool(more))])
         )
     return "\n\n".join([*(parts or ["(no output)"]), "\n".join(words)])
+
+
+def _ended(run: Run | CommandRun) -> list[str]:
+    return [f"stopped by its time limit after {run.duration:.3g} s"] * (run.status == "timeout")
 
 
 def _error(execution: "Execution", traceback: str) -> Any:

@@ -29,9 +29,10 @@ def open_source(path: str, roots: Sequence[Path]) -> Iterator[BinaryIO]:
             raise NotFoundError(f"source_path: no file {path}") from None
         except OSError as exc:
             raise PathNotAllowedError(f"source_path: cannot open {path}: {exc.strerror}.") from exc
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise InvalidArgumentError(f"source_path: {path} is not a regular file.")
     with open(number, "rb") as file:
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            raise InvalidArgumentError(f"source_path: {path} is not a regular file.")
         yield file
 
 
