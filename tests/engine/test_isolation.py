@@ -598,6 +598,23 @@ async def test_a_frozen_box_uses_no_cpu_until_it_thaws(boxes: Boxes) -> None:
     assert still.cpu_seconds == frozen.cpu_seconds
 
 
+async def test_a_box_that_starts_processes_all_the_time_freezes(boxes: Boxes) -> None:
+    """A shell that waits for its child between vfork and exec cannot itself be stopped."""
+    code = """
+        import subprocess
+        for _ in range(4):
+            subprocess.Popen(["/bin/sh", "-c", "while :; do /bin/true; done"])
+        print("running", flush=True)
+        sys.stdin.read()
+    """
+    async with boxes.open(code) as box:
+        await said(box, "running")
+        for _ in range(10):
+            await box.freeze()
+            assert pids_of(box) == pids_of(box)
+            box.thaw()
+
+
 async def test_a_frozen_box_can_be_killed(boxes: Boxes) -> None:
     async with boxes.open(SLEEPERS) as box:
         await said(box, "ready")

@@ -141,7 +141,7 @@ class Box:
     async def freeze(self) -> None:
         """Stops every process; memory stays. LaunchError when the box does not stand still."""
         with anyio.move_on_after(FREEZE_TIMEOUT):
-            while stopped := processes.stop_all(self._namespace, self.pid):
+            while stopped := processes.stop_all(self._namespace, self.pid, self._frozen):
                 self._frozen |= stopped
                 await anyio.sleep(FREEZE_PAUSE)
             return

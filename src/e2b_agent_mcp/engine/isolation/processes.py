@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 _PROC = Path("/proc")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -56,15 +56,19 @@ def measure(namespace: int) -> Usage:
     return Usage(cpu_seconds=cpu, memory_bytes=memory, processes=count)
 
 
-def stop_all(namespace: int, init: int) -> set[int]:
+def stop_all(namespace: int, init: int, signalled: Collection[int]) -> set[int]:
     """One round of stopping what still runs; an empty answer means that all stands still.
 
+    `signalled` are the processes of earlier rounds: one of them that waits in the kernel (for
+    a child between vfork and exec, which may itself be stopped) stops before it runs again.
     `init` only waits for children and is left alone.
     """
     stopped: set[int] = set()
     for pid in pids_in(namespace):
         with suppress(*_Gone):
-            if pid != init and _stat(pid)[0] not in _STANDING_STILL:
+            state = _stat(pid)[0]
+            waits = state == "D" and pid in signalled
+            if pid != init and state not in _STANDING_STILL and not waits:
                 _send(namespace, pid, signal.SIGSTOP)
                 stopped.add(pid)
     return stopped
