@@ -29,6 +29,7 @@ from mcp.types import (
 from e2b_agent_mcp import SandboxManager, Settings, create_server
 from e2b_agent_mcp.connection import e2b_params
 from e2b_agent_mcp.engine import EngineAddress
+from e2b_agent_mcp.lifecycle import E2BParams, Progress
 from e2b_agent_mcp.settings import E2BSettings, FileSettings, Secret
 
 pytestmark = pytest.mark.anyio
@@ -245,6 +246,32 @@ async def test_what_is_printed_is_reported_while_the_code_runs(
     assert {"step 0", "step 3"} <= {message for _, message in messages}
     times = [time for time, _ in messages]
     assert all(later - earlier > 0.4 for earlier, later in pairwise(times))
+
+
+async def test_a_call_hears_what_is_being_prepared_for_it(settings: Settings) -> None:
+    heard: list[str | None] = []
+    connecting, told = anyio.Event(), anyio.Event()
+
+    async def connect(*, on_progress: Progress | None) -> E2BParams:
+        assert on_progress is not None
+        await on_progress("preparing the sandbox environment")
+        connecting.set()
+        await told.wait()
+        return await e2b_params(settings)
+
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        heard.append(message)
+        told.set()
+
+    with anyio.fail_after(60):
+        async with (
+            SandboxManager(settings, connect=connect) as manager,
+            Client(create_server(settings, manager=manager)) as client,
+        ):
+            await connecting.wait()
+            await client.call_tool("run_python", {"code": "1"}, progress_callback=hear)
+            await client.call_tool("end_session", {})
+    assert heard[0] == "preparing the sandbox environment"
 
 
 async def test_long_output_is_cut_and_all_of_it_can_be_read(client: Client) -> None:

@@ -23,6 +23,7 @@ from e2b_agent_mcp.errors import E2BAgentError, InvalidArgumentError
 from e2b_agent_mcp.lifecycle import SandboxManager
 from e2b_agent_mcp.rendering import failure
 from e2b_agent_mcp.server.arguments import explain
+from e2b_agent_mcp.server.calls import Calls
 from e2b_agent_mcp.server.file_tools import add_file_tools
 from e2b_agent_mcp.server.prompts import add_prompts
 from e2b_agent_mcp.server.resources import add_resources, mime_type_of
@@ -52,20 +53,20 @@ def create_server(
     SDK does.
     """
     own = manager is None
-    sandboxes = manager or SandboxManager(settings, connect=partial(e2b_params, settings))
+    calls = Calls(manager or SandboxManager(settings, connect=partial(e2b_params, settings)))
     mcp = SandboxServer(
         "e2b-agent-mcp",
         title="Python sandboxes and agents",
         version=version("e2b-agent-mcp"),
         instructions=INSTRUCTIONS,
-        lifespan=partial(_lifespan, sandboxes, own),
+        lifespan=partial(_lifespan, calls, own),
         middleware=[CallerMiddleware(settings)],
         token_verifier=token_verifier,
         auth=_STATIC_TOKENS if token_verifier else None,
     )
-    add_run_tools(mcp, settings, sandboxes)
-    add_file_tools(mcp, settings, sandboxes)
-    add_resources(mcp, sandboxes)
+    add_run_tools(mcp, settings, calls)
+    add_file_tools(mcp, settings, calls)
+    add_resources(mcp, calls.manager)
     add_prompts(mcp)
     return mcp
 
@@ -140,19 +141,12 @@ def _refused(name: str, error: E2BAgentError) -> CallToolResult:
 
 
 @asynccontextmanager
-async def _lifespan(manager: SandboxManager, own: bool, _: MCPServer[None]) -> AsyncIterator[None]:
-    """Opens the manager, and connects to E2B meanwhile, so that the first call finds it ready."""
+async def _lifespan(calls: Calls, own: bool, _: MCPServer[None]) -> AsyncIterator[None]:
+    """Opens the manager, and gets ready for the first call meanwhile."""
     async with AsyncExitStack() as stack:
         if own:
-            await stack.enter_async_context(manager)
+            await stack.enter_async_context(calls.manager)
         tasks = await stack.enter_async_context(anyio.create_task_group())
-        tasks.start_soon(_prepare, manager)
+        tasks.start_soon(calls.prepare)
         yield
         tasks.cancel_scope.cancel()
-
-
-async def _prepare(manager: SandboxManager) -> None:
-    try:
-        await manager.prepare()
-    except E2BAgentError as exc:  # the first call meets it again, and tells the model
-        logger.warning("%s", exc)

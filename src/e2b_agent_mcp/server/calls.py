@@ -1,26 +1,62 @@
 """What every call on a sandbox does: lease it, report progress, say where it took place."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from mcp.server.mcpserver import Context
 
+from e2b_agent_mcp.errors import E2BAgentError
 from e2b_agent_mcp.lifecycle import Lease, SandboxManager
 from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.rendering import Place
 from e2b_agent_mcp.server.progress import Progress, reporting
 from e2b_agent_mcp.server.sessions import current_caller
 
+logger = logging.getLogger(__name__)
 
-@asynccontextmanager
-async def leased(
-    manager: SandboxManager, key: SessionKey, ctx: Context[None]
-) -> AsyncIterator[tuple[Lease, Progress]]:
-    async with (
-        reporting(ctx.report_progress) as progress,
-        manager.lease(key, on_progress=progress.doing) as lease,
-    ):
-        yield lease, progress
+
+class Calls:
+    """Leases sandboxes to calls, and gets ready for the first one ahead of it."""
+
+    def __init__(self, manager: SandboxManager) -> None:
+        self.manager = manager
+        self._preparing = ""  # what is being prepared, "" when nothing is
+        self._waiting: set[Progress] = set()
+
+    async def prepare(self) -> None:
+        """Connects to E2B, which may build the engine's template: calls that wait hear of it.
+
+        Never raises: the first call meets the same trouble, and tells the model.
+        """
+        try:
+            await self.manager.prepare(self._tell)
+        except E2BAgentError as exc:
+            logger.warning("%s", exc)
+        except Exception:
+            logger.exception("cannot get ready for the first call")
+        finally:
+            self._preparing = ""
+
+    async def _tell(self, words: str) -> None:
+        self._preparing = words
+        for progress in tuple(self._waiting):
+            await progress.doing(words)
+
+    @asynccontextmanager
+    async def lease(
+        self, key: SessionKey, ctx: Context[None]
+    ) -> AsyncIterator[tuple[Lease, Progress]]:
+        async with reporting(ctx.report_progress) as progress:
+            self._waiting.add(progress)
+            try:
+                if self._preparing:
+                    await progress.doing(self._preparing)
+                async with self.manager.lease(key, on_progress=progress.doing) as lease:
+                    self._waiting.discard(progress)
+                    yield lease, progress
+            finally:
+                self._waiting.discard(progress)
 
 
 def place_of(lease: Lease) -> Place:

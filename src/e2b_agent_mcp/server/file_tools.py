@@ -21,7 +21,7 @@ from mcp.types import (
 from pydantic import Field
 
 from e2b_agent_mcp.errors import InvalidArgumentError, PathNotAllowedError, TooLargeError
-from e2b_agent_mcp.lifecycle import FileInfo, Lease, SandboxManager
+from e2b_agent_mcp.lifecycle import FileInfo, Lease
 from e2b_agent_mcp.rendering import (
     Place,
     answer,
@@ -30,7 +30,7 @@ from e2b_agent_mcp.rendering import (
 )
 from e2b_agent_mcp.rendering.results import DownloadResult, Entry, FilesResult, UploadResult
 from e2b_agent_mcp.server.arguments import SessionArgument, check_not_empty
-from e2b_agent_mcp.server.calls import leased, place_of
+from e2b_agent_mcp.server.calls import Calls, place_of
 from e2b_agent_mcp.server.host_files import open_source, open_target
 from e2b_agent_mcp.server.sessions import LOCAL, current_caller
 from e2b_agent_mcp.server.tools import READS, add_tool
@@ -53,8 +53,8 @@ class _Omitted(str):
 _OMITTED = _Omitted()
 
 
-def add_file_tools(mcp: MCPServer[None], settings: Settings, manager: SandboxManager) -> None:
-    tools = FileTools(settings.files, manager)
+def add_file_tools(mcp: MCPServer[None], settings: Settings, calls: Calls) -> None:
+    tools = FileTools(settings.files, calls)
     add = partial(add_tool, mcp, settings)
     add(tools.upload_file, title="Upload a file", annotations=WRITES)
     add(tools.download_file, title="Download a file", annotations=WRITES)
@@ -62,9 +62,9 @@ def add_file_tools(mcp: MCPServer[None], settings: Settings, manager: SandboxMan
 
 
 class FileTools:
-    def __init__(self, settings: FileSettings, manager: SandboxManager) -> None:
+    def __init__(self, settings: FileSettings, calls: Calls) -> None:
         self._settings = settings
-        self._manager = manager
+        self._calls = calls
 
     async def upload_file(
         self,
@@ -90,12 +90,12 @@ class FileTools:
             _check_local("source_path")
             with open_source(source_path or "", self._settings.roots) as file:
                 self._check_size(os.fstat(file.fileno()).st_size)
-                async with leased(self._manager, key, ctx) as (lease, _):
+                async with self._calls.lease(key, ctx) as (lease, _):
                     await lease.write_file(path, _chunks(file))
                     return await _uploaded(lease, path)
         content = text.encode("utf-8", "replace") if base64 is None else _decode(base64)
         self._check_size(len(content))
-        async with leased(self._manager, key, ctx) as (lease, _):
+        async with self._calls.lease(key, ctx) as (lease, _):
             await lease.write_file(path, content)
             return await _uploaded(lease, path)
 
@@ -118,7 +118,7 @@ class FileTools:
         key = current_caller().key(session)
         if target_path is not None:
             _check_local("target_path")
-        async with leased(self._manager, key, ctx) as (lease, _):
+        async with self._calls.lease(key, ctx) as (lease, _):
             info = await lease.stat_file(path)
             if info.kind == "directory":
                 raise InvalidArgumentError(
@@ -142,7 +142,7 @@ class FileTools:
     ) -> Annotated[CallToolResult, FilesResult]:
         """Lists the files and folders of one folder of the session's sandbox."""
         check_not_empty("path", path)
-        async with leased(self._manager, current_caller().key(session), ctx) as (lease, _):
+        async with self._calls.lease(current_caller().key(session), ctx) as (lease, _):
             found = await lease.list_files(path)
             return _listing(place_of(lease), path, sorted(found, key=lambda info: info.path))
 

@@ -36,7 +36,7 @@ from e2b_agent_mcp.server.arguments import (
     check_packages,
     check_timeout,
 )
-from e2b_agent_mcp.server.calls import leased, place_of
+from e2b_agent_mcp.server.calls import Calls, place_of
 from e2b_agent_mcp.server.sessions import current_caller
 from e2b_agent_mcp.settings import Settings
 
@@ -64,8 +64,8 @@ def add_tool(
     mcp.add_tool(method, title=title, description=description, annotations=annotations)
 
 
-def add_run_tools(mcp: MCPServer[None], settings: Settings, manager: SandboxManager) -> None:
-    tools = RunTools(settings, manager)
+def add_run_tools(mcp: MCPServer[None], settings: Settings, calls: Calls) -> None:
+    tools = RunTools(settings, calls)
     add = partial(add_tool, mcp, settings)
     add(tools.run_python, title="Run Python", annotations=RUNS)
     add(tools.run_command, title="Run a shell command", annotations=RUNS)
@@ -75,9 +75,9 @@ def add_run_tools(mcp: MCPServer[None], settings: Settings, manager: SandboxMana
 
 
 class RunTools:
-    def __init__(self, settings: Settings, manager: SandboxManager) -> None:
+    def __init__(self, settings: Settings, calls: Calls) -> None:
         self._settings = settings
-        self._manager = manager
+        self._calls = calls
 
     async def run_python(
         self,
@@ -108,7 +108,7 @@ class RunTools:
         limit = check_timeout(timeout, self._settings.runs)
         check_not_empty("code", code)
         requirements = check_packages(packages or [])
-        async with leased(self._manager, current_caller().key(session), ctx) as (lease, progress):
+        async with self._calls.lease(current_caller().key(session), ctx) as (lease, progress):
             if requirements:
                 await progress.doing(f"installing {', '.join(requirements)}")
                 await lease.install(requirements, timeout=self._settings.runs.install_timeout)
@@ -138,7 +138,7 @@ class RunTools:
         """
         limit = check_timeout(timeout, self._settings.runs)
         check_not_empty("command", command)
-        async with leased(self._manager, current_caller().key(session), ctx) as (lease, progress):
+        async with self._calls.lease(current_caller().key(session), ctx) as (lease, progress):
             run = await lease.run_command(
                 command,
                 timeout=limit,
@@ -150,7 +150,7 @@ class RunTools:
 
     async def list_sessions(self) -> Annotated[CallToolResult, SessionsResult]:
         """Lists the sessions that have a sandbox: its state, its age, and when it will end."""
-        sessions = await visible_sessions(self._manager)
+        sessions = await visible_sessions(self._calls.manager)
         lines = [
             f"{session['session']}: {session['state']}, ends in {session['expires_in']:.0f} s"
             for session in sessions
@@ -166,7 +166,7 @@ class RunTools:
         package again that was upgraded.
         """
         key = current_caller().existing_key(session)
-        async with leased(self._manager, key, ctx) as (lease, _):
+        async with self._calls.lease(key, ctx) as (lease, _):
             await lease.restart()
             note = "The interpreter is new; files and installed packages are as they were."
             place = place_of(lease)
@@ -180,7 +180,7 @@ class RunTools:
         when the work is done and its files are downloaded; a later call starts anew.
         """
         key = current_caller().existing_key(session)
-        ended = await self._manager.end_session(key)
+        ended = await self._calls.manager.end_session(key)
         structured: EndResult = {"session": key.name, "ended": ended}
         words = "has ended" if ended else "had no sandbox"
         return answer(structured, f"Session {key.name!r} {words}.")
