@@ -93,7 +93,7 @@ def running_engine(options: EngineOptions) -> Iterator[EngineAddress]:
     )
     with process:
         try:
-            yield EngineAddress(**_first_line(process))
+            yield _first_line(process)
         finally:
             started = [os.pidfd_open(pid) for pid in descendants(process.pid)]
             process.terminate()
@@ -111,13 +111,12 @@ def descendants(pid: int) -> Iterator[int]:
             yield from descendants(child)
 
 
-def _first_line(process: subprocess.Popen[str]) -> dict[str, object]:
+def _first_line(process: subprocess.Popen[str]) -> EngineAddress:
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], START_TIMEOUT)
     line = process.stdout.readline() if ready else ""
     assert line, "the engine did not start; its log is above"
-    said: dict[str, object] = json.loads(line)
-    return said
+    return EngineAddress(**json.loads(line))
 
 
 def _has_ended(pidfd: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from e2b import (
     AuthenticationException,
     NotFoundException,
     SandboxException,
+    SandboxLifecycle,
     SandboxNotFoundException,
     SandboxQuery,
     SandboxState,
@@ -111,7 +113,7 @@ async def test_a_reboot_starts_processes_anew(e2b: E2B, sandbox: AsyncSandbox) -
 
 
 async def test_traffic_wakes_a_paused_sandbox_that_asked_for_it(e2b: E2B) -> None:
-    lifecycle = {"on_timeout": "pause", "auto_resume": True}
+    lifecycle: SandboxLifecycle = {"on_timeout": "pause", "auto_resume": True}
     sandbox = await e2b.AsyncSandbox.create(timeout=60, lifecycle=lifecycle)
     try:
         await sandbox.pause()
@@ -139,6 +141,24 @@ async def test_one_idempotency_key_makes_one_sandbox(e2b: E2B, sandbox: AsyncSan
             await e2b.AsyncSandbox.create(timeout=61, idempotency_key=key)
     finally:
         await first.kill()
+
+
+async def test_a_client_that_leaves_during_a_create_makes_no_second_sandbox(
+    e2b: E2B, engine: EngineAddress
+) -> None:
+    key, mark = str(uuid.uuid4()), {"left": str(uuid.uuid4())}
+    # The body that the SDK sends for the create below.
+    body = {"templateID": "code-interpreter-v1", "timeout": 60, "metadata": mark, "envVars": {}}
+    headers = {"X-API-KEY": engine.api_key, "Idempotency-Key": key}
+    async with httpx.AsyncClient(base_url=engine.api_url, headers=headers) as leaving:
+        with pytest.raises(httpx.ReadTimeout):
+            await leaving.post("/v2/sandboxes", json=body, timeout=0.05)
+    sandbox = await e2b.AsyncSandbox.create(timeout=60, metadata=mark, idempotency_key=key)
+    try:
+        found = await listed(e2b, query=SandboxQuery(metadata=mark))
+        assert found == [sandbox.sandbox_id]
+    finally:
+        await sandbox.kill()
 
 
 async def test_metrics_come_from_the_box(sandbox: AsyncSandbox) -> None:
@@ -177,6 +197,8 @@ CREATE = "/v2/sandboxes"
         pytest.param("POST", CREATE, {"timeout": True}, 400, "whole number", id="timeout bool"),
         pytest.param("POST", CREATE, {"timeout": "9"}, 400, "whole number", id="timeout text"),
         pytest.param("POST", CREATE, {"metadata": {"a": 1}}, 400, "metadata", id="metadata"),
+        pytest.param("POST", CREATE, {"metadata": {"a": "\ud800"}}, 400, "text", id="surrogate"),
+        pytest.param("POST", CREATE, {"envVars": {"A": "\0"}}, 400, "text", id="NUL"),
         pytest.param("POST", CREATE, {"envVars": [1]}, 400, "envVars", id="env vars"),
         pytest.param("POST", CREATE, [], 400, "JSON object", id="not an object"),
         pytest.param("POST", CREATE, {"autoPauseMemory": False}, 400, "autoPause", id="memory"),
@@ -205,7 +227,8 @@ CREATE = "/v2/sandboxes"
 def test_every_refusal_is_json_that_says_why(
     http: httpx.Client, method: str, path: str, body: object, status: int, message: str
 ) -> None:
-    answer = http.request(method, path, json=body)
+    content = None if body is None else json.dumps(body)  # in ASCII, as the SDK escapes it
+    answer = http.request(method, path, content=content)
     assert answer.status_code == status
     assert answer.json()["code"] == status
     assert message in answer.json()["message"]

@@ -18,8 +18,9 @@ from e2b_agent_mcp.engine.errors import (
     SandboxNotFound,
     TooManySandboxes,
 )
+from e2b_agent_mcp.engine.homes import remove_tree
 from e2b_agent_mcp.engine.host import Host, prepare_host
-from e2b_agent_mcp.engine.orchestrator import Orchestrator, remove_tree
+from e2b_agent_mcp.engine.orchestrator import Orchestrator
 from e2b_agent_mcp.engine.sandbox import Lifecycle, PauseMode, Sandbox, SandboxSpec, State
 
 if TYPE_CHECKING:

@@ -343,7 +343,16 @@ def _string_map(body: Json, name: str) -> dict[str, str]:
     value = _object(body, name)
     if not all(isinstance(v, str) for v in value.values()):
         raise InvalidRequest(f"{name} must map names to strings")
+    if not all(map(_is_text, (*value, *value.values()))):
+        raise InvalidRequest(f"{name} holds what is not text: NUL, or half of a surrogate pair")
     return value
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _strings(body: Json, name: str) -> tuple[str, ...]:

@@ -12,9 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import socket
-import subprocess
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
@@ -34,7 +32,8 @@ from .errors import (
     SandboxNotFound,
     TooManySandboxes,
 )
-from .isolation import Box, BoxSpec, Limits, Owner
+from .homes import disk_usage, remove_tree, wipe_leftovers
+from .isolation import Box, BoxSpec, Limits
 from .options import make_folder
 from .sandbox import (
     Machine,
@@ -60,7 +59,6 @@ logger = logging.getLogger(__name__)
 LAUNCH_TIMEOUT = 60.0  # seconds from launch to a guest that answers
 CLEANUP_TIMEOUT = 30.0  # seconds for a box to die and its home to go
 AUTO_RESUME_TIMEOUT = 300.0  # seconds at least that traffic buys a paused sandbox, as on E2B
-DISK_TIMEOUT = 5.0  # seconds to count what a home holds
 GUEST_LOG_TAIL = 2000  # characters
 LISTEN_BACKLOG = 1024
 
@@ -415,49 +413,6 @@ class Orchestrator:
 
     async def _remove_home(self, sandbox: Sandbox) -> None:
         await anyio.to_thread.run_sync(remove_tree, sandbox.home)
-
-
-def wipe_leftovers(options: EngineOptions) -> None:
-    """Removes what an engine that was killed left; only the lock's holder may call it."""
-    for path in options.homes_dir.iterdir():
-        remove_tree(path)
-    for path in options.engine_dir.glob("*.sock"):
-        path.unlink()
-    for path in options.engine_dir.glob("*.net"):
-        remove_tree(path)
-
-
-def remove_tree(folder: Path) -> None:
-    """Removes what a sandbox wrote: any depth, any mode, links never followed."""
-    try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        return
-    except (OSError, RecursionError):
-        for argv in (["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
-            subprocess.run(
-                [*argv, os.fspath(folder)],
-                check=False,
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        if folder.exists():
-            logger.error("could not remove %s", folder)
-
-
-async def disk_usage(folder: Path, owner: Owner) -> int:
-    """Bytes allocated below a folder that a sandbox is writing to, seen with its own rights."""
-    other = owner.uid if owner.is_other else None
-    with anyio.move_on_after(DISK_TIMEOUT):
-        done = await anyio.run_process(
-            ["du", "-sx", "--block-size=1", os.fspath(folder)],
-            check=False,
-            stderr=subprocess.DEVNULL,
-            user=other,
-            group=other,
-        )
-        return int(done.stdout.split(b"\t")[0] or 0)
-    return 0
 
 
 @contextmanager

@@ -1,0 +1,73 @@
+"""The folders that sandboxes write to, handled from outside: measured and removed.
+
+Rule: whatever a sandbox put there, nothing outside of the folder is read, changed or removed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import anyio
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .isolation import Owner
+    from .options import EngineOptions
+
+logger = logging.getLogger(__name__)
+
+DISK_TIMEOUT = 5.0  # seconds to count what a home holds
+
+
+async def disk_usage(folder: Path, owner: Owner) -> int:
+    """Bytes allocated below a folder that a sandbox is writing to, seen with its own rights."""
+    other = owner.uid if owner.is_other else None
+    with anyio.move_on_after(DISK_TIMEOUT):
+        done = await anyio.run_process(
+            ["du", "-sx", "--block-size=1", os.fspath(folder)],
+            check=False,
+            stderr=subprocess.DEVNULL,
+            user=other,
+            group=other,
+            extra_groups=[] if owner.is_other else None,
+        )
+        return int(done.stdout.split(b"\t")[0] or 0)
+    return 0
+
+
+def remove_tree(folder: Path) -> None:
+    """Any depth, any mode; what a failure leaves is logged, not raised."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except (OSError, RecursionError):
+        _remove_stubborn(folder)
+
+
+def wipe_leftovers(options: EngineOptions) -> None:
+    """Removes what an engine that was killed left; only the lock's holder may call it."""
+    for path in options.homes_dir.iterdir():
+        remove_tree(path)
+    for path in options.engine_dir.glob("*.sock"):
+        path.unlink()
+    for path in options.engine_dir.glob("*.net"):
+        remove_tree(path)
+
+
+def _remove_stubborn(folder: Path) -> None:
+    """Folders without rights, and trees deeper than Python's recursion or a path may be."""
+    for argv in (["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
+        subprocess.run(
+            [*argv, os.fspath(folder)],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    if folder.exists():
+        logger.error("could not remove %s", folder)
