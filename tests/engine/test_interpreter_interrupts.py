@@ -103,7 +103,8 @@ async def test_code_that_ignores_interrupts_makes_the_context_busy_until_it_ends
 async def test_a_context_that_dies_says_why_and_starts_afresh(
     sandbox: AsyncSandbox, code: str, reason: str
 ) -> None:
-    execution = await sandbox.run_code(f"import os\nprint('last words', flush=True)\n{code}")
+    last = "import os, time\nprint('last words', flush=True)\ntime.sleep(.2)"
+    execution = await sandbox.run_code(f"{last}\n{code}")
     assert execution.error is not None
     assert execution.error.name == "ContextRestarting"
     assert reason in execution.error.value
@@ -117,6 +118,19 @@ async def test_a_context_that_died_between_executions_says_so(sandbox: AsyncSand
     execution = await sandbox.run_code("'x' in globals()")
     assert execution.text == "False"
     assert "Its variables are lost." in "".join(execution.logs.stderr)
+
+
+async def test_a_context_that_an_interrupt_kills_says_so_next_time(sandbox: AsyncSandbox) -> None:
+    await run_until_started(
+        sandbox,
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGINT, lambda *_: os._exit(5))\n"
+        "print('on', flush=True)\n"
+        "time.sleep(60)",
+    )
+    execution = await sandbox.run_code("'os' in globals()")
+    assert execution.text == "False"
+    assert "exited with status 5. Its variables are lost." in "".join(execution.logs.stderr)
 
 
 async def test_a_restart_ends_the_running_code_and_keeps_what_waits(

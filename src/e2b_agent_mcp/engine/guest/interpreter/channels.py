@@ -8,11 +8,12 @@ whose output nobody takes waits.
 import hashlib
 import hmac
 import json
+import socket as sockets
 import uuid
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import zmq
@@ -25,17 +26,21 @@ RECEIVE_HIGH_WATER = 8  # messages in zmq; the rest of a busy kernel's output wa
 INBOX = 4  # messages
 INFO_REPEAT = 0.05  # seconds between questions until the kernel's output arrives here
 LAST_WORDS = 50  # ms to take what a dead kernel had sent
-PORTS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5}
+CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+
+Transport = Literal["ipc", "tcp"]
 
 
 class Channels:
     """A kernel's shell and output sockets, in a folder that only this sandbox sees."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, transport: Transport) -> None:
         self.connection_file = folder / "connection.json"
         self._key = uuid.uuid4().hex
         self._session = uuid.uuid4().hex
-        self._address = folder / "zmq"
+        # Absolute: a kernel's working folder is another one.
+        self._address = f"ipc://{folder / 'zmq'}-" if transport == "ipc" else "tcp://127.0.0.1:"
+        self._ports = _choose_ports(transport)
         self._write_connection_file()
         context = zmq.asyncio.Context.instance()
         self._shell = self._connect(context.socket(zmq.DEALER), "shell")
@@ -46,21 +51,22 @@ class Channels:
         self._request: str | None = None
 
     def _write_connection_file(self) -> None:
+        transport, _, address = self._address.partition("://")
         info = {
-            "transport": "ipc",
-            "ip": str(self._address),  # absolute: a kernel's own folder is another one
+            "transport": transport,
+            "ip": address[:-1],
             "key": self._key,
             "signature_scheme": "hmac-sha256",
             "kernel_name": "",
         }
-        ports = {f"{name}_port": port for name, port in PORTS.items()}
+        ports = {f"{name}_port": port for name, port in self._ports.items()}
         self.connection_file.write_text(json.dumps(info | ports))
 
     def _connect(self, socket: zmq.asyncio.Socket, name: str) -> zmq.asyncio.Socket:
         socket.linger = 0
         socket.reconnect_ivl = RECONNECT
         socket.rcvhwm = RECEIVE_HIGH_WATER
-        socket.connect(f"ipc://{self._address}-{PORTS[name]}")
+        socket.connect(f"{self._address}{self._ports[name]}")
         return socket
 
     async def request(self, kind: str, content: dict[str, Any]) -> str:
@@ -133,3 +139,12 @@ class Channels:
         self._inbox.close()
         self._shell.close()
         self._output.close()
+
+
+def _choose_ports(transport: Transport) -> dict[str, int]:
+    """For TCP, ports that were free a moment ago; for ipc, the ends of file names."""
+    if transport == "ipc":
+        return {name: number for number, name in enumerate(CHANNELS, start=1)}
+    with ExitStack() as held:
+        chosen = [held.enter_context(sockets.create_server(("127.0.0.1", 0))) for _ in CHANNELS]
+        return {n: s.getsockname()[1] for n, s in zip(CHANNELS, chosen, strict=True)}

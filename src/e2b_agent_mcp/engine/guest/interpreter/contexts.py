@@ -5,6 +5,7 @@ its client abandons is interrupted and then read to its end. A kernel that goes 
 waited for, and whoever asks meanwhile is told that it is busy.
 """
 
+import shutil
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -26,6 +27,7 @@ LAUNCH_TIMEOUT = 60.0  # seconds from the start of a kernel to its first answer
 INTERRUPTS = 3  # how often abandoned code is interrupted: it may swallow a KeyboardInterrupt
 INTERRUPT_INTERVAL = 2.0  # seconds
 REPLY_GRACE = 1.0  # seconds between reply and "idle": after an interrupt, one may be missing
+COLOURS_OFF = {"NO_COLOR": "1", "TERM": "dumb"}
 EVENTS = 4  # waiting for a slow client; beyond that its kernel waits
 
 BUSY = (
@@ -67,6 +69,13 @@ class Execution:
         for event in events:
             with suppress(anyio.BrokenResourceError):
                 await self._sender.send(event)
+
+    def refuse(self, event: Event) -> None:
+        """Answers code that did not run. Never waits, so a cancellation cannot lose it."""
+        with suppress(anyio.BrokenResourceError):
+            self._sender.send_nowait(event)
+            self._sender.send_nowait(END)
+        self._sender.close()
 
     async def finish(self) -> None:
         await self.emit([END])
@@ -120,12 +129,12 @@ class Context:
                     kernel = await self._ensure_kernel(kernels, execution)
                     await self._run(kernel, execution)
                 except KernelEndedError as ended:
-                    self._forget_dead_kernel()
                     await self._fail(execution, ended)
 
     async def _fail(self, execution: Execution | None, ended: KernelEndedError) -> None:
-        if execution is None:
-            return
+        if execution is None or execution.abandoned.is_set():
+            return  # the next execution is told
+        self._forget_dead_kernel()
         event = error("ContextRestarting", str(ended))
         if self._removed:
             event = error("ContextRemoved", REMOVED)
@@ -150,18 +159,22 @@ class Context:
         return kernel
 
     def _launch(self) -> Kernel:
-        environ = self._environment.build()
+        environ = self._environ({})
         folder = Path(tempfile.mkdtemp(prefix="kernel-"))
-        channels = Channels(folder)
-        command = self.language.command(self._config, environ, channels.connection_file)
+        channels = Channels(folder, self.language.transport)
         try:
+            command = self.language.command(self._config, environ, channels.connection_file)
             process = KernelProcess.launch(
-                command or [], environ=environ, cwd=self.cwd, log=folder / "log"
+                command, environ=environ, cwd=self.cwd, log=folder / "log"
             )
-        except (OSError, IndexError) as exc:
+        except (OSError, ValueError) as exc:
             channels.close()
+            shutil.rmtree(folder)
             raise KernelEndedError(f"The context could not start: {exc}") from exc
         return Kernel(process=process, channels=channels, folder=folder, variables=environ)
+
+    def _environ(self, extra: Mapping[str, str]) -> dict[str, str]:
+        return self._environment.build({**COLOURS_OFF, **self._environment.variables, **extra})
 
     async def _wait_ready(self, kernel: Kernel) -> None:
         try:
@@ -196,7 +209,7 @@ class Context:
 
     async def _set_variables(self, kernel: Kernel, extra: Mapping[str, str]) -> None:
         """Brings the sandbox's variables too: they may be newer than the kernel."""
-        wanted = self._environment.build(extra)
+        wanted = self._environ(extra)
         code = self.language.change_variables(kernel.variables, wanted)
         kernel.variables = wanted
         if not code:
@@ -240,8 +253,7 @@ class Context:
             await anyio.sleep(INTERRUPT_INTERVAL)
         async for waiting in self._asked:
             if waiting is not None:
-                await waiting.emit([error("ContextBusy", BUSY)])
-                await waiting.finish()
+                waiting.refuse(error("ContextBusy", BUSY))
 
 
 def _execute_request(code: str, *, silent: bool = False) -> dict[str, object]:
@@ -337,5 +349,8 @@ class Contexts:
         return [name for name, language in LANGUAGES.items() if self._is_available(language)]
 
     def _is_available(self, language: Language) -> bool:
-        environ = self._environment.build()
-        return language.command(self._config, environ, Path("connection.json")) is not None
+        try:
+            language.command(self._config, self._environment.build(), Path("connection.json"))
+        except FileNotFoundError:
+            return False
+        return True

@@ -6,6 +6,7 @@ a terminal's would: what a cell started in the foreground is interrupted with it
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import anyio
 
 from .channels import Channels
 
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 LOG_TAIL = 2000  # characters
 KILL_TIMEOUT = 2.0  # seconds; a process in uninterruptible sleep is left to the box
 
@@ -125,4 +127,5 @@ class Kernel:
 
 
 def _read_tail(log: Path) -> str:
-    return log.read_text(errors="replace")[-LOG_TAIL:].strip() if log.exists() else ""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return COLOURS.sub("", text)[-LOG_TAIL:].strip()

@@ -12,6 +12,7 @@ from pathlib import Path
 from shutil import which
 
 from ..config import GuestConfig
+from .channels import Transport
 
 STARTUP = Path(__file__).parent / "startup"
 
@@ -20,13 +21,14 @@ DENO_SETTLE = 0.05  # seconds; deno publishes a result sometimes after it said t
 
 @dataclass(frozen=True, kw_only=True)
 class Language:
-    """`command` gives the argv for a connection file, or None when the program is missing."""
+    """`command` gives the argv for a connection file; `FileNotFoundError`: no such program."""
 
     name: str
-    command: Callable[[GuestConfig, Mapping[str, str], Path], list[str] | None]
+    command: Callable[[GuestConfig, Mapping[str, str], Path], list[str]]
     assign: Callable[[str, str], str]
     remove: Callable[[str], str]
     settle: float = 0.0
+    transport: Transport = "ipc"
 
     def change_variables(self, before: Mapping[str, str], after: Mapping[str, str]) -> str:
         """The code that makes a kernel's environment `after`; empty when it is that already."""
@@ -38,17 +40,19 @@ def _python(config: GuestConfig, environ: Mapping[str, str], connection: Path) -
     return [str(config.python), str(STARTUP), str(connection)]
 
 
-def _bash(config: GuestConfig, environ: Mapping[str, str], connection: Path) -> list[str] | None:
+def _bash(config: GuestConfig, environ: Mapping[str, str], connection: Path) -> list[str]:
     venv = config.python.parent.parent
     places = [config.site, *venv.glob("lib/python*/site-packages")]
     if not any((place / "bash_kernel").is_dir() for place in places):
-        return None
+        raise FileNotFoundError("the package bash_kernel is not installed")
     return [str(config.python), "-P", "-m", "bash_kernel", "-f", str(connection)]
 
 
-def _deno(config: GuestConfig, environ: Mapping[str, str], connection: Path) -> list[str] | None:
+def _deno(config: GuestConfig, environ: Mapping[str, str], connection: Path) -> list[str]:
     deno = which("deno", path=environ.get("PATH"))
-    return None if deno is None else [deno, "jupyter", "--kernel", "--conn", str(connection)]
+    if deno is None:
+        raise FileNotFoundError("the program deno is not installed")
+    return [deno, "jupyter", "--kernel", "--conn", str(connection)]
 
 
 def _assign_python(name: str, value: str) -> str:
@@ -78,7 +82,14 @@ def _remove_deno(name: str) -> str:
 PYTHON = Language(name="python", command=_python, assign=_assign_python, remove=_remove_python)
 BASH = Language(name="bash", command=_bash, assign=_assign_bash, remove=_remove_bash)
 JAVASCRIPT, TYPESCRIPT = (
-    Language(name=name, command=_deno, assign=_assign_deno, remove=_remove_deno, settle=DENO_SETTLE)
+    Language(
+        name=name,
+        command=_deno,
+        assign=_assign_deno,
+        remove=_remove_deno,
+        settle=DENO_SETTLE,
+        transport="tcp",
+    )
     for name in ("javascript", "typescript")
 )
 

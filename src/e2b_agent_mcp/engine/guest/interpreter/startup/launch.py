@@ -78,7 +78,7 @@ def main(connection_file: str) -> None:
         traceback.print_exc(file=sys.__stderr__)
         os._exit(1)
     _silence_the_original_streams()
-    _switch_colours_off()
+    _unset_colours()
     app.start()
 
 
@@ -100,11 +100,11 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _switch_colours_off() -> None:
+def _unset_colours() -> None:
     """ipykernel tells the programs that a cell starts to write for a colour terminal."""
     for name in ("CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR"):
         os.environ.pop(name, None)
-    os.environ |= {"NO_COLOR": "1", "TERM": "dumb"}
+    os.environ["TERM"] = "dumb"
 
 
 def _silence_the_original_streams() -> None:

@@ -1,0 +1,54 @@
+"""Languages whose program was installed into the sandbox, beside Python."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from e2b_code_interpreter import E2B, AsyncSandbox
+
+INSTALL_TIMEOUT = 120  # seconds; deno is 42 MB
+
+
+@pytest.fixture(scope="module")
+async def polyglot(e2b: E2B) -> AsyncIterator[AsyncSandbox]:
+    sandbox = await e2b.AsyncSandbox.create(timeout=INSTALL_TIMEOUT + 60)
+    await sandbox.commands.run("pip install --quiet bash_kernel deno", timeout=INSTALL_TIMEOUT)
+    yield sandbox
+    await sandbox.kill()
+
+
+async def test_bash(polyglot: AsyncSandbox) -> None:
+    await polyglot.run_code("X=4; cd /tmp", language="bash")
+    execution = await polyglot.run_code(
+        "echo $X $TOKEN; pwd", language="bash", envs={"TOKEN": "a'"}
+    )
+    assert "".join(execution.logs.stdout) == "4 a'\n/tmp\n"
+    assert (await polyglot.run_code("echo [$TOKEN]", language="bash")).logs.stdout == ["[]\n"]
+
+
+@pytest.mark.parametrize(
+    ("language", "code"),
+    [
+        pytest.param("js", "const x = 20; console.log('hi'); x + 1", id="javascript"),
+        pytest.param("ts", "const x: number = 20; console.log('hi'); x + 1", id="typescript"),
+    ],
+)
+async def test_deno(polyglot: AsyncSandbox, language: str, code: str) -> None:
+    execution = await polyglot.run_code(code, language=language)
+    assert execution.text == "21"
+    assert "".join(execution.logs.stdout) == "hi\n"
+
+
+async def test_javascript_errors_and_variables(polyglot: AsyncSandbox) -> None:
+    execution = await polyglot.run_code("throw new Error('boom')", language="js")
+    assert execution.error is not None
+    assert (execution.error.name, execution.error.value) == ("Error", "boom")
+    code = "Deno.env.get('TOKEN')"
+    given = await polyglot.run_code(code, language="js", envs={"TOKEN": "a"})
+    assert given.text == "a"
+    assert (await polyglot.run_code(code, language="js")).text is None
+
+
+async def test_the_languages_have_contexts_of_their_own(polyglot: AsyncSandbox) -> None:
+    await polyglot.run_code("1", language="js")
+    languages = [context.language for context in await polyglot.list_code_contexts()]
+    assert {"python", "javascript"} <= set(languages)
