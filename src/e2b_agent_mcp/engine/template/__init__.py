@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 
 from ..errors import TemplateError
+from ..folders import put_folder
 from ..guest.interpreter.requirements import KERNEL_REQUIREMENTS
 from ..index import BOX_CERTIFICATES
 from ..isolation import Bind
 from .build import Recipe, build
 from .etc import etc_binds, has_certificates, prepare_etc
-from .folders import put_folder
 from .interpreter import Interpreter, locate
 from .turn import Progress, sole_builder
 

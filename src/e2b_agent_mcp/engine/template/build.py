@@ -18,8 +18,8 @@ from anyio.streams.text import TextReceiveStream
 from uv import find_uv_bin
 
 from ..errors import TemplateError
+from ..folders import move_into_place, remove_leftovers, staging
 from ..isolation import BoxSpec
-from .folders import move_into_place, remove_leftovers, staging
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping

@@ -12,9 +12,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..folders import put_folder
 from ..index import BOX_CERTIFICATES, BOX_CONSTRAINTS
 from ..isolation import Bind
-from .folders import put_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
