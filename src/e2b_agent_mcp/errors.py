@@ -13,6 +13,14 @@
     │   ├── RateLimitError             rate_limited: E2B asks to slow down
     │   ├── SandboxLostError           sandbox_lost: it ended, its variables and files are gone
     │   └── SandboxTimeoutError        sandbox_timeout: E2B did not answer in time
+    ├── ModelError                     model_error: the language model refused, reason in it
+    │   ├── ModelNotConfiguredError    no_model: no key and no model is set
+    │   ├── ModelAuthenticationError   model_authentication: its key was rejected
+    │   ├── ModelRateLimitError        model_rate_limited: it asks to slow down
+    │   ├── ModelQuotaError            model_quota: the account has no credit or quota left
+    │   ├── ModelContextError          context_too_long: the conversation is too long for it
+    │   ├── ModelNotFoundError         model_not_found: no such model
+    │   └── ModelUnavailableError      model_unavailable: it could not be reached, or failed
     └── EngineUnavailableError         engine_unavailable: the embedded engine cannot run here
 
 Each has a `message` (what happened, what was lost) and a `hint` (what to do next). User code that
@@ -89,6 +97,38 @@ class SandboxTimeoutError(SandboxError):
 
 class EngineUnavailableError(E2BAgentError):
     code = "engine_unavailable"
+
+
+class ModelError(E2BAgentError):
+    code = "model_error"
+
+
+class ModelNotConfiguredError(ModelError):
+    code = "no_model"
+
+
+class ModelAuthenticationError(ModelError):
+    code = "model_authentication"
+
+
+class ModelRateLimitError(ModelError):
+    code = "model_rate_limited"
+
+
+class ModelQuotaError(ModelError):
+    code = "model_quota"
+
+
+class ModelContextError(ModelError):
+    code = "context_too_long"
+
+
+class ModelNotFoundError(ModelError):
+    code = "model_not_found"
+
+
+class ModelUnavailableError(ModelError):
+    code = "model_unavailable"
 
 
 @contextmanager

@@ -134,6 +134,42 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AgentSettings:
+    """The agent's model, and what one task may spend. Seconds; 0 means no limit."""
+
+    model: str | None = option(
+        None, "model of the agent, as LiteLLM names it; without it, chosen by the first key set"
+    )
+    fallbacks: tuple[str, ...] = option(
+        (), "models to ask when that one fails, in order, ',' between them"
+    )
+    base_url: str | None = option(
+        None, "OpenAI-compatible server of the model (Ollama, llama.cpp, vLLM, a gateway)"
+    )
+    api_key: Secret | None = option(None, "key for the model or its base_url")
+    openai_key: Secret | None = option(None, "key of OpenAI", env="OPENAI_API_KEY")
+    anthropic_key: Secret | None = option(None, "key of Anthropic", env="ANTHROPIC_API_KEY")
+    deepseek_key: Secret | None = option(None, "key of DeepSeek", env="DEEPSEEK_API_KEY")
+    gemini_key: Secret | None = option(None, "key of Google Gemini", env="GEMINI_API_KEY")
+    groq_key: Secret | None = option(None, "key of Groq", env="GROQ_API_KEY")
+    mistral_key: Secret | None = option(None, "key of Mistral", env="MISTRAL_API_KEY")
+    moonshot_key: Secret | None = option(None, "key of Moonshot", env="MOONSHOT_API_KEY")
+    openrouter_key: Secret | None = option(None, "key of OpenRouter", env="OPENROUTER_API_KEY")
+    xai_key: Secret | None = option(None, "key of xAI", env="XAI_API_KEY")
+    max_steps: int = option(20, "most steps of one task")
+    max_tokens: int = option(500_000, "most LLM tokens of one task, in and out together")
+    max_cost_usd: float = option(1.0, "most US dollars of one task, where the price is known")
+    timeout: float = option(1800.0, "limit of one whole task, in seconds")
+    sandbox_seconds: float = option(1200.0, "limit of all code of one task, in seconds")
+    step_timeout: float = option(120.0, "limit of one step's code, in seconds")
+    request_timeout: float = option(120.0, "longest silence of the model, in seconds")
+    wait: float = option(45.0, "seconds after which a call hands back the task and lets it go on")
+    vision: Literal["auto", "on", "off"] = option(
+        "auto", "whether plots are shown to the model; auto asks LiteLLM whether it sees"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """All options; build with `Settings.load`, or directly for a program of your own."""
 
@@ -144,6 +180,7 @@ class Settings:
     files: FileSettings = field(default_factory=FileSettings)
     http: HttpSettings = field(default_factory=HttpSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
+    agent: AgentSettings = field(default_factory=AgentSettings)
     session: str = option("default", "session of a stdio call that names none")
     log_level: Literal["debug", "info", "warning", "error"] = option(
         "warning", "lowest level that is logged, on stderr"
