@@ -102,6 +102,7 @@ def running_engine(options: EngineOptions) -> Iterator[EngineAddress]:
         assert all(_has_ended(pidfd) for pidfd in started)
         assert list(options.homes_dir.iterdir()) == []
         assert list(options.engine_dir.iterdir()) == []
+        assert not options.runtime_file.exists()
 
 
 def descendants(pid: int) -> Iterator[int]:

@@ -26,7 +26,7 @@ from e2b_agent_mcp.engine import (
     find,
     stop,
 )
-from e2b_agent_mcp.engine.discovery import inherited_environment, runtime_file, write_runtime
+from e2b_agent_mcp.engine.discovery import inherited_environment, write_runtime
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 async def options(fresh_options: EngineOptions) -> AsyncIterator[EngineOptions]:
     yield fresh_options
     await stop(fresh_options)
-    assert not runtime_file(fresh_options).exists()
+    assert not fresh_options.runtime_file.exists()
 
 
 def has_ended(pid: int) -> bool:
@@ -127,7 +127,7 @@ async def test_an_idle_engine_ends_by_itself(options: EngineOptions) -> None:
     with anyio.fail_after(20):
         await anyio.wait_readable(process)
     os.close(process)
-    assert not runtime_file(options).exists()
+    assert not options.runtime_file.exists()
 
 
 async def test_an_engine_that_was_killed_is_replaced_and_cleaned_up(
@@ -147,6 +147,14 @@ async def test_an_idle_engine_with_other_options_is_replaced(options: EngineOpti
     new = await ensure_ready(replace(options, memory_mb=1024))
     assert new != old
     assert has_ended(old.pid)
+
+
+async def test_programs_that_disagree_about_the_runtime_folder_share_the_engine(
+    options: EngineOptions,
+) -> None:
+    first = await ensure_ready(options)
+    elsewhere = replace(options, runtime_dir=options.state_dir / "run")
+    assert await ensure_ready(elsewhere) == first
 
 
 async def test_a_busy_engine_with_other_limits_is_used(options: EngineOptions) -> None:
@@ -187,7 +195,7 @@ async def test_a_stranger_at_the_engines_port_is_not_believed(options: EngineOpt
         url = f"http://127.0.0.1:{port}"
         write_runtime(options, EngineAddress(url, url, "e2b_key", os.getpid()))
         assert await find(options) is None
-    runtime_file(options).unlink()
+    options.runtime_file.unlink()
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o666])
@@ -195,9 +203,9 @@ async def test_a_runtime_file_that_others_can_read_is_not_believed(
     options: EngineOptions, mode: int
 ) -> None:
     await ensure_ready(options)
-    runtime_file(options).chmod(mode)
+    options.runtime_file.chmod(mode)
     assert await find(options) is None
-    runtime_file(options).chmod(0o600)
+    options.runtime_file.chmod(0o600)
 
 
 async def test_a_folder_that_others_can_write_is_refused(options: EngineOptions) -> None:
@@ -215,8 +223,8 @@ def test_only_loopback_is_served() -> None:
 def test_the_runtime_file_is_private(fresh_options: EngineOptions) -> None:
     fresh_options.make_dirs()
     write_runtime(fresh_options, EngineAddress("u", "u", "k", 1))
-    assert runtime_file(fresh_options).stat().st_mode & 0o777 == 0o600
-    assert json.loads(runtime_file(fresh_options).read_text())["api_key"] == "k"
+    assert fresh_options.runtime_file.stat().st_mode & 0o777 == 0o600
+    assert json.loads(fresh_options.runtime_file.read_text())["api_key"] == "k"
 
 
 def test_the_engine_inherits_what_it_needs_and_no_secret() -> None:

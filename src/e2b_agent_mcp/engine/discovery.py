@@ -32,13 +32,13 @@ import anyio
 import anyio.to_thread
 
 from .app import HEALTH_PATH, SHUTDOWN_PATH, proof
-from .errors import StartError
+from .errors import EngineError, StartError
 from .host import prepare_host
+from .options import EngineOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .options import EngineOptions
 
 START_TIMEOUT = 60.0  # seconds from the process to a listener that answers
 STOP_TIMEOUT = 10.0  # seconds
@@ -72,17 +72,16 @@ class Runtime(NamedTuple):
 
     address: EngineAddress
     version: str
-    options: str
+    options: EngineOptions
 
     def matches(self, options: EngineOptions) -> bool:
-        return self.version == engine_version() and self.options == options.to_json()
+        return self.version == engine_version() and self.options.matches(options)
 
     def serves(self, options: EngineOptions) -> bool:
         """Whether it may be used although it differs: never with another kind of safety."""
-        theirs, ours = json.loads(self.options), json.loads(options.to_json())
-        safety = ("isolation", "bubblewrap", "network")
-        same_major = self.version.split(".")[0] == engine_version().split(".")[0]
-        return same_major and all(theirs.get(name) == ours[name] for name in safety)
+        theirs = (self.options.isolation, self.options.bubblewrap, self.options.network)
+        ours = (options.isolation, options.bubblewrap, options.network)
+        return theirs == ours and _major(self.version) == _major(engine_version())
 
 
 def engine_version() -> str:
@@ -92,16 +91,16 @@ def engine_version() -> str:
         return "0"
 
 
+def _major(of: str) -> str:
+    return of.partition(".")[0]
+
+
 # The runtime file
-
-
-def runtime_file(options: EngineOptions) -> Path:
-    return options.engine_dir / "engine.json"
 
 
 def write_runtime(options: EngineOptions, address: EngineAddress) -> None:
     said = {**asdict(address), "version": engine_version(), "options": options.to_json()}
-    path = runtime_file(options)
+    path = options.runtime_file
     draft = path.with_suffix(f".{os.getpid()}")
     with open(draft, "w", opener=private) as file:
         json.dump(said, file)
@@ -111,7 +110,7 @@ def write_runtime(options: EngineOptions, address: EngineAddress) -> None:
 def read_runtime(options: EngineOptions) -> Runtime | None:
     """What the file says, if it is there and nobody else can have written it."""
     try:
-        with open(runtime_file(options), opener=_no_links) as file:
+        with open(options.runtime_file, opener=_no_links) as file:
             info = os.fstat(file.fileno())
             if info.st_uid != os.getuid() or info.st_mode & 0o077:
                 return None
@@ -119,8 +118,8 @@ def read_runtime(options: EngineOptions) -> Runtime | None:
         address = EngineAddress(
             said["api_url"], said["sandbox_url"], said["api_key"], int(said["pid"])
         )
-        return Runtime(address, said["version"], said["options"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return Runtime(address, said["version"], EngineOptions.from_json(said["options"]))
+    except (OSError, ValueError, KeyError, TypeError, EngineError):
         return None
 
 

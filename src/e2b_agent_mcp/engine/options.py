@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import tempfile
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -56,9 +56,17 @@ class EngineOptions:
 
     @property
     def engine_dir(self) -> Path:
-        """Sockets and the runtime file of the engine that owns this `state_dir`."""
+        """The sockets of the engine that owns this `state_dir`."""
         name = hashlib.sha256(os.fsencode(self.state_dir.absolute())).hexdigest()[:8]
         return self.runtime_dir / name
+
+    @property
+    def runtime_file(self) -> Path:
+        """Beside the state, as programs of one user often disagree about the `runtime_dir`.
+
+        An MCP client, for one, passes no XDG_RUNTIME_DIR on to the servers that it starts.
+        """
+        return self.state_dir / "engine.json"
 
     @property
     def homes_dir(self) -> Path:
@@ -73,9 +81,9 @@ class EngineOptions:
         """Held by the serving engine, so that no second one touches the homes."""
         return self.state_dir / "engine.lock"
 
-    def digest(self) -> str:
-        """Equal for two processes that would start the same engine."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+    def matches(self, other: EngineOptions) -> bool:
+        """Whether both ask for the same engine; where its sockets lie is its own affair."""
+        return replace(self, runtime_dir=other.runtime_dir) == other
 
     def to_json(self) -> str:
         plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
@@ -131,9 +139,9 @@ def _cache_dir() -> Path:
 def _runtime_dir() -> Path:
     if os.getuid() == 0:
         return Path("/run") / APP
-    given = os.environ.get("XDG_RUNTIME_DIR")
-    if given and Path(given).is_dir():
-        return Path(given) / APP
+    usual = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
+    if os.access(usual, os.W_OK):
+        return usual / APP
     return Path(tempfile.gettempdir()) / f"{APP}-{os.getuid()}"
 
 

@@ -18,7 +18,7 @@ import anyio
 import uvicorn
 
 from .app import FrontDoor
-from .discovery import EngineAddress, locked, runtime_file, write_runtime
+from .discovery import EngineAddress, locked, write_runtime
 from .errors import StartError
 from .host import Host, prepare_host
 from .orchestrator import Orchestrator
@@ -161,7 +161,7 @@ def _published(options: EngineOptions, address: EngineAddress) -> Iterator[None]
     try:
         yield
     finally:
-        runtime_file(options).unlink(missing_ok=True)
+        options.runtime_file.unlink(missing_ok=True)
 
 
 def _address(options: EngineOptions, listener: socket.socket) -> EngineAddress:
