@@ -358,7 +358,7 @@ def display(shape: dict[str, Any], number: int) -> Result:
     )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     results=st.lists(shapes, max_size=3),
     repeat=st.sampled_from([1, 50]),

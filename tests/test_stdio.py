@@ -161,6 +161,14 @@ def test_code_that_ignores_interrupts_does_not_hold_the_server_up(env: dict[str,
     assert seconds < END_LIMIT
 
 
+def test_a_server_whose_client_no_longer_reads_ends(env: dict[str, str]) -> None:
+    with Server.start(env) as server:
+        assert server.process.stdout is not None
+        server.process.stdout.close()
+        server.send({"id": 99, "method": "ping"})
+        assert server.process.wait(5) == 1
+
+
 def test_a_server_that_was_killed_loses_nothing(env: dict[str, str]) -> None:
     with Server.start(env) as server:
         first = server.run("x = 41")

@@ -16,7 +16,7 @@ from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.types import CallToolResult, InputRequiredResult
-from pydantic import AnyUrl, ValidationError
+from pydantic import AnyHttpUrl, AnyUrl, ValidationError
 
 from e2b_agent_mcp.connection import e2b_params
 from e2b_agent_mcp.errors import E2BAgentError, InvalidArgumentError
@@ -74,7 +74,7 @@ def create_server(
 # Tokens come from the settings, so no OAuth server is to be discovered; a URL is required all the
 # same and goes nowhere.
 _STATIC_TOKENS = AuthSettings(
-    issuer_url=AnyUrl("http://localhost"),  # type: ignore[arg-type]  # pydantic takes any URL
+    issuer_url=AnyHttpUrl("http://localhost"),
     resource_server_url=None,
 )
 

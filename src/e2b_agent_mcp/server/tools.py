@@ -18,7 +18,7 @@ from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 
-from e2b_agent_mcp.errors import SandboxError
+from e2b_agent_mcp.errors import E2BAgentError
 from e2b_agent_mcp.lifecycle import Lease, SandboxManager, SessionInfo
 from e2b_agent_mcp.rendering import Rendered, answer, command_result, python_result
 from e2b_agent_mcp.rendering.results import (
@@ -189,7 +189,7 @@ class RunTools:
         """Renders a run, and writes what its result has no room for into the sandbox."""
         try:
             files = await lease.changed_files()
-        except SandboxError:  # the run's note says what became of the sandbox
+        except E2BAgentError:  # the run's note says what became of the sandbox
             files = []
         render = partial(render, place=place_of(lease), files=files, limits=self._settings.outputs)
         folder = f"{KEPT_FOLDER}/{time.time_ns() // 1_000_000}"
@@ -197,7 +197,7 @@ class RunTools:
         try:
             for kept in rendered.kept:
                 await lease.write_file(kept.path, kept.content)
-        except SandboxError:
+        except E2BAgentError:
             rendered = await anyio.to_thread.run_sync(partial(render, folder=None))
         return rendered.result
 

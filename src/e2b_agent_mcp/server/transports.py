@@ -58,11 +58,8 @@ def serve(
     """
     configure_logging(settings)
     if transport == "stdio":
-        code = anyio.run(_serve_stdio, create_server(settings))
-    else:
-        server = http_server(settings)
-        code = anyio.run(_serve_http, server, on_listening)
-    _exit(code)
+        anyio.run(_serve_stdio, create_server(settings))
+    _exit(anyio.run(_serve_http, http_server(settings), on_listening))
 
 
 def configure_logging(settings: Settings) -> None:
@@ -100,25 +97,30 @@ async def _wait_for_signal() -> int:
 # --- stdio --------------------------------------------------------------------------------------
 
 
-async def _serve_stdio(mcp: MCPServer[None]) -> int:
-    code = 0
+async def _serve_stdio(mcp: MCPServer[None]) -> NoReturn:
+    code = 1  # the client no longer reads, or a defect
     async with stdio_server() as (from_client, to_client):
-        async with anyio.create_task_group() as tasks:
+        try:
+            async with anyio.create_task_group() as tasks:
 
-            async def end_on_signal() -> None:
-                nonlocal code
-                code = await _wait_for_signal()
-                _exit_soon(code)
+                async def end_on_signal() -> None:
+                    nonlocal code
+                    code = await _wait_for_signal()
+                    _exit_soon(code)
+                    tasks.cancel_scope.cancel()
+
+                tasks.start_soon(end_on_signal)
+                send, receive = anyio.create_memory_object_stream[Message]()
+                tasks.start_soon(_relay, from_client, send)
+                lowlevel = mcp._lowlevel_server  # the SDK's `run` offers no way to be stopped
+                await lowlevel.run(receive, to_client, lowlevel.create_initialization_options())
+                code = 0
                 tasks.cancel_scope.cancel()
-
-            tasks.start_soon(end_on_signal)
-            send, receive = anyio.create_memory_object_stream[Message]()
-            tasks.start_soon(_relay, from_client, send)
-            lowlevel = mcp._lowlevel_server  # the SDK's `run` offers no way to be stopped
-            await lowlevel.run(receive, to_client, lowlevel.create_initialization_options())
-            tasks.cancel_scope.cancel()
-        # Within stdio_server: leaving it waits for the thread that reads stdin.
-        _exit(code)
+        except Exception:
+            logger.exception("serving failed")
+        finally:
+            # Within stdio_server: leaving it waits for the thread that reads stdin.
+            _exit(code)
 
 
 async def _relay(source: AsyncIterable[Message], target: ObjectSendStream[Message]) -> None:
@@ -189,7 +191,7 @@ async def _serve_http(server: "uvicorn.Server", on_listening: Callable[[str], No
         on_listening(url_of(sock))
         await server.serve(sockets=[sock])
         tasks.cancel_scope.cancel()
-    return code
+    return code if server.started else 1
 
 
 def _listen(host: str, port: int) -> socket.socket:
