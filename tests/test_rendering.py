@@ -192,11 +192,14 @@ def test_a_transparent_image_becomes_jpeg_on_white() -> None:
 
 
 def test_images_beyond_the_limit_are_kept_in_files() -> None:
-    of = execution(*[Result(png=image(5, 5)) for _ in range(12)])
+    tables = [Result(text="table", data={"a": [1]}) for _ in range(5)]
+    of = execution(*tables, *[Result(png=image(5, 5)) for _ in range(12)])
     rendered = render(of)
     assert len(sent_images(rendered)) == 10
     assert [kept.path for kept in rendered.kept] == [f"{FOLDER}/image-{n}.png" for n in (11, 12)]
-    assert "image 11 left out, the result is full" in text_of(rendered.result)
+    assert "image 11 left out, 10 are sent: /home/user/.output/1/image-11.png" in text_of(
+        rendered.result
+    )
 
 
 @pytest.mark.parametrize(
@@ -218,6 +221,8 @@ def test_an_svg_is_an_embedded_resource() -> None:
     rendered = render(execution(Result(svg="<svg/>", text="<IPython.core.display.SVG object>")))
     (block,) = (b for b in rendered.result.content if isinstance(b, EmbeddedResource))
     assert block.resource.mime_type == "image/svg+xml"
+    assert block.resource.uri == f"sandbox://s{FOLDER}/result-1.svg"
+    assert rendered.kept == [(f"{FOLDER}/result-1.svg", b"<svg/>")]
 
 
 def test_a_table_comes_as_text_as_data_and_as_html() -> None:
