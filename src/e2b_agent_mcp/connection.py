@@ -5,6 +5,7 @@ The one place outside the engine that imports it.
 
 import ipaddress
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -45,6 +46,11 @@ def _configured(e2b: E2BSettings, api_key: Secret) -> E2BParams:
         sandbox_url=e2b.sandbox_url,
         proxy=None if local else e2b.proxy,
     )
+
+
+def tasks_dir(settings: Settings) -> Path:
+    """Where tasks are kept: beside what the engine keeps, which need not be in use."""
+    return (settings.engine.state_dir or engine_options(settings).state_dir) / "tasks"
 
 
 def engine_options(settings: Settings) -> "EngineOptions":

@@ -5,6 +5,7 @@ the paths that the text names, for the caller to write into the sandbox; when th
 again with `folder=None`. No result exceeds `outputs.result_limit`, whatever the sandbox sent.
 """
 
+from e2b_agent_mcp.rendering.agent import task_result
 from e2b_agent_mcp.rendering.execution import Place, Rendered, command_result, python_result
 from e2b_agent_mcp.rendering.plain import answer, failure, file_entry, file_link, sandbox_uri
 from e2b_agent_mcp.rendering.room import Kept
@@ -22,4 +23,5 @@ __all__ = [
     "file_link",
     "python_result",
     "sandbox_uri",
+    "task_result",
 ]

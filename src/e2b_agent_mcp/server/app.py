@@ -18,10 +18,11 @@ from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.types import CallToolResult, InputRequiredResult
 from pydantic import AnyHttpUrl, AnyUrl, ValidationError
 
-from e2b_agent_mcp.connection import e2b_params
+from e2b_agent_mcp.connection import e2b_params, tasks_dir
 from e2b_agent_mcp.errors import E2BAgentError, InvalidArgumentError
 from e2b_agent_mcp.lifecycle import SandboxManager
 from e2b_agent_mcp.rendering import failure
+from e2b_agent_mcp.server.agent_tools import add_agent_tools
 from e2b_agent_mcp.server.arguments import explain
 from e2b_agent_mcp.server.calls import Calls
 from e2b_agent_mcp.server.file_tools import add_file_tools
@@ -30,6 +31,7 @@ from e2b_agent_mcp.server.resources import add_resources, mime_type_of
 from e2b_agent_mcp.server.sessions import CallerMiddleware
 from e2b_agent_mcp.server.tools import add_run_tools
 from e2b_agent_mcp.settings import Settings
+from e2b_agent_mcp.tasks import TaskRegistry, TaskStore
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,9 @@ def create_server(
     SDK does.
     """
     own = manager is None
-    calls = Calls(manager or SandboxManager(settings, connect=partial(e2b_params, settings)))
+    manager = manager or SandboxManager(settings, connect=partial(e2b_params, settings))
+    store = TaskStore(partial(tasks_dir, settings))
+    calls = Calls(manager, TaskRegistry(settings, manager, store))
     mcp = SandboxServer(
         "e2b-agent-mcp",
         title="Python sandboxes and agents",
@@ -65,6 +69,7 @@ def create_server(
         auth=_STATIC_TOKENS if token_verifier else None,
     )
     add_run_tools(mcp, settings, calls)
+    add_agent_tools(mcp, settings, calls)
     add_file_tools(mcp, settings, calls)
     add_resources(mcp, calls.manager)
     add_prompts(mcp)
@@ -146,6 +151,7 @@ async def _lifespan(calls: Calls, own: bool, _: MCPServer[None]) -> AsyncIterato
     async with AsyncExitStack() as stack:
         if own:
             await stack.enter_async_context(calls.manager)
+        await stack.enter_async_context(calls.tasks)
         tasks = await stack.enter_async_context(anyio.create_task_group())
         tasks.start_soon(calls.prepare)
         yield

@@ -12,6 +12,7 @@ from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.rendering import Place
 from e2b_agent_mcp.server.progress import Progress, reporting
 from e2b_agent_mcp.server.sessions import current_caller
+from e2b_agent_mcp.tasks import TaskRegistry
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +20,9 @@ logger = logging.getLogger(__name__)
 class Calls:
     """Leases sandboxes to calls, and gets ready for the first one ahead of it."""
 
-    def __init__(self, manager: SandboxManager) -> None:
+    def __init__(self, manager: SandboxManager, tasks: TaskRegistry) -> None:
         self.manager = manager
+        self.tasks = tasks
         self._preparing = ""  # what is being prepared, "" when nothing is
         self._waiting: set[Progress] = set()
 
@@ -47,14 +49,22 @@ class Calls:
     async def lease(
         self, key: SessionKey, ctx: Context[None]
     ) -> AsyncIterator[tuple[Lease, Progress]]:
+        async with self.reporting(ctx) as progress:
+            if words := self.tasks.busy(key):
+                await progress.doing(words)
+            async with self.manager.lease(key, on_progress=progress.doing) as lease:
+                self._waiting.discard(progress)
+                yield lease, progress
+
+    @asynccontextmanager
+    async def reporting(self, ctx: Context[None]) -> AsyncIterator[Progress]:
+        """Progress of a call, which hears of what is being prepared."""
         async with reporting(ctx.report_progress) as progress:
             self._waiting.add(progress)
             try:
                 if self._preparing:
                     await progress.doing(self._preparing)
-                async with self.manager.lease(key, on_progress=progress.doing) as lease:
-                    self._waiting.discard(progress)
-                    yield lease, progress
+                yield progress
             finally:
                 self._waiting.discard(progress)
 

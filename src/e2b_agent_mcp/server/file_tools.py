@@ -89,12 +89,12 @@ class FileTools:
         if _source(text, base64, source_path) == "source_path":
             _check_local("source_path")
             with open_source(source_path or "", self._settings.roots) as file:
-                self._check_size(os.fstat(file.fileno()).st_size)
+                check_size(os.fstat(file.fileno()).st_size, self._settings)
                 async with self._calls.lease(key, ctx) as (lease, _):
-                    await lease.write_file(path, _chunks(file))
+                    await lease.write_file(path, chunks(file))
                     return await _uploaded(lease, path)
         content = text.encode("utf-8", "replace") if base64 is None else _decode(base64)
-        self._check_size(len(content))
+        check_size(len(content), self._settings)
         async with self._calls.lease(key, ctx) as (lease, _):
             await lease.write_file(path, content)
             return await _uploaded(lease, path)
@@ -124,7 +124,7 @@ class FileTools:
                 raise InvalidArgumentError(
                     f"path: {path} is a folder.", hint="Use list_files to see what is in it."
                 )
-            self._check_size(info.size)
+            check_size(info.size, self._settings)
             if target_path is not None:
                 with open_target(target_path, self._settings.roots) as file:
                     await _save(lease, info, file)
@@ -146,13 +146,14 @@ class FileTools:
             found = await lease.list_files(path)
             return _listing(place_of(lease), path, sorted(found, key=lambda info: info.path))
 
-    def _check_size(self, size: int) -> None:
-        limit = self._settings.size_limit
-        if size > limit:
-            raise TooLargeError(
-                f"The file has {size:,} bytes, more than the {limit:,} of files.size_limit.",
-                hint="Compress or split it.",
-            )
+
+def check_size(size: int, settings: FileSettings) -> None:
+    limit = settings.size_limit
+    if size > limit:
+        raise TooLargeError(
+            f"The file has {size:,} bytes, more than the {limit:,} of files.size_limit.",
+            hint="Compress or split it.",
+        )
 
 
 def _check_local(argument: str) -> None:
@@ -189,7 +190,7 @@ def _decode(content: str) -> bytes:
         raise InvalidArgumentError(f"base64: cannot be decoded ({exc}).") from exc
 
 
-async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
+async def chunks(file: BinaryIO) -> AsyncIterator[bytes]:
     while chunk := await anyio.to_thread.run_sync(file.read, CHUNK):
         yield chunk
 

@@ -60,6 +60,8 @@ def add_tool(
         max_timeout=settings.runs.max_timeout,
         inline_limit=settings.files.inline_limit,
         life=settings.sandboxes.timeout,
+        wait=settings.agent.wait,
+        max_steps=settings.agent.max_steps,
     )
     mcp.add_tool(method, title=title, description=description, annotations=annotations)
 
@@ -180,6 +182,7 @@ class RunTools:
         when the work is done and its files are downloaded; a later call starts anew.
         """
         key = current_caller().existing_key(session)
+        await self._calls.tasks.end_session(key)
         ended = await self._calls.manager.end_session(key)
         structured: EndResult = {"session": key.name, "ended": ended}
         words = "has ended" if ended else "had no sandbox"

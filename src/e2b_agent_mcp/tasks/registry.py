@@ -1,0 +1,398 @@
+"""Tasks under way and tasks that were: started, joined, waited for, cancelled, gone on with.
+
+    async with TaskRegistry(settings, manager, store) as tasks:
+        record = await tasks.run(TaskRequest(key=key, task="…"), wait=45)
+
+Contract: a task belongs to the registry, not to the call that started it. A call that waits long
+enough gets the task as it stands, and the task goes on. A call of `run` that is cancelled cancels
+its task, unless another call waits for it too. Each step is stored when it is over; leaving the
+registry stores what runs as `interrupted` before it is stopped.
+
+A task has its session's lease from its start to its end, so whatever else is called in the session
+waits for its turn.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from e2b_agent_mcp.agent import AgentEvent, AgentRunner, Budget, Failure, ModelRetry, StepFinished
+from e2b_agent_mcp.agent.budget import add
+from e2b_agent_mcp.errors import E2BAgentError, InvalidArgumentError
+from e2b_agent_mcp.lifecycle import FileInfo, Lease, SandboxManager
+from e2b_agent_mcp.pool import SessionKey
+from e2b_agent_mcp.settings import Settings
+from e2b_agent_mcp.tasks.record import NewFile, TaskRecord, TaskStatus, new_task_id
+from e2b_agent_mcp.tasks.store import Memory, TaskStore
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+POLL = 0.5  # seconds between two looks at a task that another process runs
+CANCEL_LIMIT = 8.0  # seconds that cancelling waits for code that does not stop
+CLOSE_LIMIT = 1.0  # seconds for storing what runs when the server ends
+FILES_LIMIT = 2.0  # seconds for listing the files of a task that was stopped
+
+GO_ON = "Go on with the task where you stopped."
+NEW_SANDBOX = (
+    "The sandbox is a new one: variables, files and installed packages of your earlier steps "
+    "are gone."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRequest:
+    """What is asked; two equal requests are the same task while the first one runs."""
+
+    key: SessionKey
+    task: str
+    model: str | None = None
+    max_steps: int | None = None
+    max_tokens: int | None = None
+    max_cost_usd: float | None = None
+    timeout: float | None = None  # seconds, of the whole task
+    packages: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    new: bool = False  # without what the session's earlier tasks know
+    task_id: str = ""  # an earlier task to go on with
+
+
+@dataclass(frozen=True)
+class Doing:
+    """What happens to a task outside of the agent's steps, in words."""
+
+    words: str
+
+
+TaskEvent = AgentEvent | Doing
+Listener = Callable[[TaskEvent], Awaitable[None]]
+# Gets the sandbox ready for the task; the words it returns are for the agent.
+Prepare = Callable[[Lease], Awaitable[str]]
+
+
+async def prepare_nothing(lease: Lease) -> str:
+    return ""
+
+
+@dataclass(eq=False, kw_only=True)
+class _Live:
+    """A task of this process that is not over."""
+
+    request: TaskRequest
+    record: TaskRecord  # as it was before this run's steps
+    prepare: Prepare
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    over: anyio.Event = field(default_factory=anyio.Event)
+    listeners: list[Listener] = field(default_factory=list)
+    callers: int = 0  # that wait for it
+    stopped: bool = False  # by a caller
+    runner: AgentRunner | None = None
+    doing: str = ""
+
+    def now(self) -> TaskRecord:
+        if self.runner is None:
+            return self.record
+        run = self.runner.snapshot()
+        first = len(self.record.steps)
+        steps = [replace(step, number=first + step.number) for step in run.steps]
+        return replace(
+            self.record,
+            steps=(*self.record.steps, *steps),
+            usage=add(self.record.usage, run.usage),
+            model=run.model or self.runner.model,
+            answer=run.answer,
+            answer_text=run.answer_text,
+            error=run.error,
+        )
+
+    async def tell(self, event: TaskEvent) -> None:
+        for listener in tuple(self.listeners):
+            await listener(event)
+
+    async def say(self, words: str) -> None:
+        self.doing = words
+        await self.tell(Doing(words))
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.scope.cancel()
+
+
+class TaskRegistry:
+    """The tasks of one server; use it with `async with`, inside of the manager's block."""
+
+    def __init__(self, settings: Settings, manager: SandboxManager, store: TaskStore) -> None:
+        self._settings = settings
+        self._manager = manager
+        self._store = store
+        self._live: dict[str, _Live] = {}
+        self._closing = False
+        self._stack = AsyncExitStack()
+        self._tasks: TaskGroup | None = None
+
+    async def __aenter__(self) -> Self:
+        self._closing = False
+        # One thread at a time: the store's connection serves one caller.
+        self._one = anyio.CapacityLimiter(1)
+        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._closing = True
+        with anyio.move_on_after(CLOSE_LIMIT, shield=True):
+            for live in tuple(self._live.values()):
+                await self._keep(live, replace(live.now(), status="interrupted"))
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+        await self._stack.aclose()
+        self._tasks = None
+        self._store.close()
+
+    async def run(
+        self,
+        request: TaskRequest,
+        *,
+        wait: float,
+        prepare: Prepare = prepare_nothing,
+        listener: Listener | None = None,
+    ) -> TaskRecord:
+        """Starts the task, or joins the same one, and waits for its end, at most `wait` seconds."""
+        live = await self._start(request, prepare)
+        try:
+            return await self._attend(live, wait, listener)
+        except anyio.get_cancelled_exc_class():
+            if not live.callers:
+                live.stop()
+            raise
+
+    async def get(
+        self, owner: str, task_id: str, *, wait: float = 0.0, listener: Listener | None = None
+    ) -> TaskRecord:
+        """The task at its end, or as it stands after `wait` seconds."""
+        live = self._live.get(task_id)
+        if live is not None and live.record.key.owner == owner:
+            return await self._attend(live, wait, listener)
+        record = await self._do(self._store.load, owner, task_id)
+        with anyio.move_on_after(wait):
+            while record.status == "working":  # in another process
+                await anyio.sleep(POLL)
+                record = await self._do(self._store.load, owner, task_id)
+        return record
+
+    async def cancel(self, owner: str, task_id: str) -> TaskRecord:
+        """Stops the task and waits until it has stopped; one that is over stays as it is."""
+        live = self._live.get(task_id)
+        if live is not None and live.record.key.owner == owner:
+            live.stop()
+            return await self._attend(live, CANCEL_LIMIT, None)
+        record = await self._do(self._store.load, owner, task_id)
+        if record.status == "working":
+            raise InvalidArgumentError(
+                "task_id: the task runs in another process of this server.",
+                hint="Cancel it there, or end its session with end_session.",
+            )
+        return record
+
+    async def end_session(self, key: SessionKey) -> None:
+        """Cancels the session's tasks; a later one in it knows nothing of those before."""
+        for live in [live for live in self._live.values() if live.record.key == key]:
+            live.stop()
+            await self._attend(live, CANCEL_LIMIT, None)
+        await self._do(self._store.end_session, key)
+
+    def busy(self, key: SessionKey) -> str:
+        """What a call in this session has to wait for, in words; "" for nothing."""
+        for live in self._live.values():
+            if live.record.key == key:
+                return f"Waiting for task {live.record.task_id}, which works in session {key.name}"
+        return ""
+
+    # --- one call -------------------------------------------------------------------------------
+
+    async def _start(self, request: TaskRequest, prepare: Prepare) -> _Live:
+        if (same := self._same(request)) is not None:
+            return same
+        record = await self._record_for(request)
+        if (same := self._same(request)) is not None:  # started meanwhile
+            return same
+        if record.task_id in self._live:
+            raise InvalidArgumentError(
+                "task_id: the task is still at work.",
+                hint="Wait for it with get_agent_task, or stop it with cancel_agent_task.",
+            )
+        if self._tasks is None:
+            raise RuntimeError("Use the registry with `async with`.")
+        live = _Live(request=request, record=record, prepare=prepare)
+        self._live[record.task_id] = live
+        self._tasks.start_soon(self._carry_out, live)
+        return live
+
+    def _same(self, request: TaskRequest) -> _Live | None:
+        return next((live for live in self._live.values() if live.request == request), None)
+
+    async def _record_for(self, request: TaskRequest) -> TaskRecord:
+        if not request.task_id:
+            return TaskRecord(task_id=new_task_id(), key=request.key, task=request.task)
+        record = await self._do(self._store.load, request.key.owner, request.task_id)
+        if record.key != request.key:
+            raise InvalidArgumentError(
+                f"session: the task belongs to session {record.key.name!r}.",
+                hint="Leave out `session` to go on with it.",
+            )
+        return replace(record, status="working", error=None, note="")
+
+    async def _attend(self, live: _Live, wait: float, listener: Listener | None) -> TaskRecord:
+        with self._listening(live, listener):
+            if listener is not None and live.doing:
+                await listener(Doing(live.doing))
+            with anyio.move_on_after(wait):
+                await live.over.wait()
+        return live.record if live.over.is_set() else live.now()
+
+    @contextmanager
+    def _listening(self, live: _Live, listener: Listener | None) -> Iterator[None]:
+        live.callers += 1
+        if listener is not None:
+            live.listeners.append(listener)
+        try:
+            yield
+        finally:
+            live.callers -= 1
+            if listener is not None:
+                live.listeners.remove(listener)
+
+    # --- one task -------------------------------------------------------------------------------
+
+    async def _carry_out(self, live: _Live) -> None:
+        status: TaskStatus | None = None
+        error: Failure | None = None
+        try:
+            with live.scope:
+                await self._do(self._store.save, live.record)
+                status = await self._work(live)
+        except E2BAgentError as exc:
+            error = Failure(code=exc.code, message=exc.message, hint=exc.hint)
+        # A defect of ours, or of smolagents: the caller must hear of an end.
+        except Exception as exc:
+            logger.exception("task %s failed", live.record.task_id)
+            error = Failure(
+                code="internal",
+                message=f"The task failed: {type(exc).__name__}, a defect of this server.",
+                hint="Its log on stderr has the details.",
+            )
+        finally:
+            record = live.now()
+            if status is None:
+                # The calls of a server that ends are cancelled too: that is nobody's wish.
+                stopped: TaskStatus = "interrupted" if self._closing else "cancelled"
+                status = "failed" if error else stopped
+            await self._finish(live, replace(record, status=status, error=error or record.error))
+
+    async def _work(self, live: _Live) -> TaskStatus:
+        key = live.record.key
+        if any(other.record.key == key for other in self._live.values() if other is not live):
+            await live.say(f"Waiting for an earlier task of session {key.name}")
+        async with self._manager.lease(key, on_progress=live.say) as lease:
+            live.doing = ""
+            memory = await self._memory(live)
+            brief = [await live.prepare(lease)]
+            if memory.turns and memory.sandbox_id != lease.sandbox_id:
+                brief.append(NEW_SANDBOX)
+            live.record = replace(
+                live.record,
+                sandbox_id=lease.sandbox_id,
+                sandbox_state=lease.state,
+                note=lease.lost,
+            )
+            live.runner = self._runner(live, lease, memory, "\n\n".join(filter(None, brief)))
+            try:
+                run = await live.runner.run()
+            finally:
+                live.record = replace(live.record, files=await self._files(lease))
+            return run.status
+
+    async def _memory(self, live: _Live) -> Memory:
+        request = live.request
+        if request.task_id:
+            return await self._do(self._store.memory, request.task_id)
+        if request.new:
+            return Memory()
+        return await self._do(self._store.latest_memory, request.key)
+
+    def _runner(self, live: _Live, lease: Lease, memory: Memory, brief: str) -> AgentRunner:
+        request = live.request
+        task = request.task or (GO_ON if memory.turns else live.record.task)
+        budget = Budget.of(
+            self._settings.agent,
+            max_steps=request.max_steps,
+            max_tokens=request.max_tokens,
+            max_cost_usd=request.max_cost_usd,
+            timeout=request.timeout,
+        )
+        return AgentRunner(
+            "\n\n".join(filter(None, [task, brief])),
+            lease,
+            settings=self._settings,
+            model=request.model,
+            budget=budget,
+            memory=memory.turns,
+            on_event=partial(self._on_event, live),
+        )
+
+    async def _on_event(self, live: _Live, event: AgentEvent) -> None:
+        event = _numbered(event, after=len(live.record.steps))
+        if isinstance(event, StepFinished) and live.runner is not None:
+            memory = live.runner.snapshot().memory
+            await self._do(self._store.add_step, live.record.task_id, event.step, memory)
+        await live.tell(event)
+
+    async def _files(self, lease: Lease) -> tuple[NewFile, ...]:
+        found: list[FileInfo] = []
+        with anyio.move_on_after(FILES_LIMIT, shield=True):
+            try:
+                found = await lease.changed_files()
+            except E2BAgentError as exc:
+                logger.info("no files of sandbox=%s: %s", lease.sandbox_id, exc.message)
+        return tuple(NewFile(path=f.path, size=f.size, mime_type=f.mime_type) for f in found)
+
+    async def _finish(self, live: _Live, record: TaskRecord) -> None:
+        with anyio.move_on_after(CLOSE_LIMIT, shield=True):
+            await self._keep(live, record)
+        live.record, live.runner = record, None
+        del self._live[record.task_id]
+        live.over.set()
+        logger.info("task %s %s after %d steps", record.task_id, record.status, len(record.steps))
+
+    async def _keep(self, live: _Live, record: TaskRecord) -> None:
+        await self._do(self._store.save, record)
+        if live.runner is not None:
+            memory = live.runner.snapshot().memory
+            await self._do(self._store.remember, record.task_id, memory)
+
+    async def _do(self, action: Callable[..., T], *args: object) -> T:
+        return await anyio.to_thread.run_sync(partial(action, *args), limiter=self._one)
+
+
+def _numbered(event: AgentEvent, *, after: int) -> AgentEvent:
+    """With the number that the step has in the whole task."""
+    if isinstance(event, ModelRetry):
+        return event
+    if isinstance(event, StepFinished):
+        return StepFinished(step=replace(event.step, number=after + event.step.number))
+    return replace(event, number=after + event.number)
