@@ -14,7 +14,7 @@ from mcp.types import CallToolResult, ContentBlock, ImageContent, TextContent
 from e2b_agent_mcp.rendering.execution import ENVELOPE, LISTED_FILES
 from e2b_agent_mcp.rendering.images import fit_image
 from e2b_agent_mcp.rendering.plain import file_link, kept_entry
-from e2b_agent_mcp.rendering.results import File, StepResult, TaskResult
+from e2b_agent_mcp.rendering.results import ErrorInfo, File, StepResult, TaskResult
 from e2b_agent_mcp.rendering.text import cut, encodable, json_size, plain, readable, shares
 from e2b_agent_mcp.settings import OutputSettings
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 SHOWN_STEPS = 10  # that the text tells of, the last ones
 SHOWN_WORDS = 300  # characters of a thought or an output in the text
-LEFT_OUT = "the rest is left out"
 
 _ENDS = {
     "completed": "is completed",
@@ -51,7 +50,7 @@ def task_result(
     images, missing = _images(record, left, limits)
     if missing:
         structured["truncated"] = True
-        text += f"\n{missing} of the task's images left out, the result is full"
+        text += f"\n{missing} of the task's images {'is' if missing == 1 else 'are'} not shown"
     return CallToolResult(
         content=[TextContent(text=text), *images, *links],
         structured_content=structured,
@@ -60,16 +59,18 @@ def task_result(
 
 
 def _structured(record: "TaskRecord", limits: OutputSettings, reminder: str) -> TaskResult:
+    room = max(limits.result_limit - ENVELOPE, 0)
+    most = min(limits.text_limit, room // 4)
     answer, answer_text = plain(record.answer), readable(record.answer_text)
-    most = min(limits.text_limit, limits.result_limit // 4)
     fits = json_size(answer) <= most
+    shown_text = _cut([answer_text], most // 4)[0]
     steps, whole = _steps(record.steps, most // 2)
-    files = [kept_entry(record.key.name, encodable(f.path), f.size) for f in record.files]
+    files = _files(record, room // 4)
     return {
         "task_id": record.task_id,
         "status": record.status,
         "answer": answer if fits else None,
-        "answer_text": cut(answer_text, most // 2, rest=LEFT_OUT),
+        "answer_text": shown_text,
         "session": record.key.name,
         "sandbox_id": record.sandbox_id,
         "sandbox_state": record.sandbox_state,
@@ -82,26 +83,36 @@ def _structured(record: "TaskRecord", limits: OutputSettings, reminder: str) -> 
             "duration": round(record.usage.duration, 3),
         },
         "files": files,
-        "error": None
-        if record.error is None
-        else {
-            "code": record.error.code,
-            "message": cut(readable(record.error.message), most // 8, rest=LEFT_OUT),
-            "hint": record.error.hint,
-        },
-        "truncated": not (fits and whole and len(answer_text) <= most // 2),
+        "error": _error(record, most // 8),
+        "truncated": not (
+            fits and whole and shown_text == answer_text and len(files) == len(record.files)
+        ),
     }
 
 
-def _steps(steps: Sequence["Step"], most: int) -> tuple[list[StepResult], bool]:
-    """All steps, their texts cut to `most` bytes together; False when something was cut."""
+def _error(record: "TaskRecord", size: int) -> ErrorInfo | None:
+    if record.error is None:
+        return None
+    message = _cut([readable(record.error.message)], size)[0]
+    return {"code": record.error.code, "message": message, "hint": record.error.hint}
+
+
+def _files(record: "TaskRecord", size: int) -> list[File]:
+    """As many as `size` bytes hold; each stands in `files`, in a line and in a link."""
+    entries: list[File] = []
+    for file in record.files:
+        entry = kept_entry(record.key.name, encodable(file.path), file.size)
+        size -= 3 * json_size(entry)
+        if size < 0:
+            break
+        entries.append(entry)
+    return entries
+
+
+def _steps(steps: Sequence["Step"], size: int) -> tuple[list[StepResult], bool]:
+    """All steps, their texts within `size` bytes together; False when something was cut."""
     texts = [readable(text) for s in steps for text in (s.thought, s.code, s.output, s.error)]
-    characters, shown = most, texts
-    while json_size(shown) > most and characters > 100:
-        granted = shares([len(text) for text in texts], characters)
-        pairs = zip(texts, granted, strict=True)
-        shown = [cut(text, limit, rest=LEFT_OUT) for text, limit in pairs]
-        characters = characters * 9 // 10
+    shown = _cut(texts, size)
     four = iter(shown)
     results: list[StepResult] = [
         {
@@ -117,12 +128,25 @@ def _steps(steps: Sequence["Step"], most: int) -> tuple[list[StepResult], bool]:
     return results, shown == texts
 
 
+def _cut(texts: list[str], size: int) -> list[str]:
+    """Each text's head and tail, so that together they take `size` bytes of a message."""
+    characters, shown = size, texts
+    while (total := json_size(shown)) > size and characters > 100:
+        granted = shares([len(text) for text in texts], characters)
+        shown = [
+            cut(text, limit, rest="the rest is left out")
+            for text, limit in zip(texts, granted, strict=True)
+        ]
+        characters = min(characters * size // total, characters * 9 // 10)
+    return shown
+
+
 def _text(record: "TaskRecord", structured: TaskResult) -> str:
     """What a model reads: the answer, or how far the task is."""
     parts: list[str] = []
     if record.status == "working":
         parts.append(
-            f"The task is still at work, after {len(record.steps)} steps. "
+            f"The task is still at work, after {_counted(len(record.steps), 'step')}. "
             f"Call get_agent_task with task_id={record.task_id!r} to wait for it."
         )
     if (error := structured["error"]) is not None:
@@ -154,14 +178,17 @@ def _files_text(files: Sequence[File]) -> str:
 def _last_line(record: "TaskRecord", structured: TaskResult) -> str:
     usage = record.usage
     cost = "" if usage.cost_usd is None else f", ${usage.cost_usd:.4f}"
-    spent = (
-        f"{len(record.steps)} steps, {usage.input_tokens + usage.output_tokens:,} tokens{cost}, "
-        f"{usage.duration:.3g} s"
-    )
-    end = f" {_ENDS[record.status]}." if record.status in _ENDS else ""
+    tokens = usage.input_tokens + usage.output_tokens
+    steps = _counted(len(record.steps), "step")
+    spent = f"{steps}, {tokens:,} tokens{cost}, {usage.duration:.3g} s"
+    end = f" {_ENDS[record.status]}" if record.status in _ENDS else ""
     state = "" if record.sandbox_state == "reused" else f", sandbox {record.sandbox_state}"
     note = f" {structured['note']}" if structured["note"] else ""
-    return f"[Task {record.task_id}{end} {spent}. Session {record.key.name!r}{state}.{note}]"
+    return f"[Task {record.task_id}{end}. {spent}. Session {record.key.name!r}{state}.{note}]"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _images(

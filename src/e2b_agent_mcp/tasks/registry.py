@@ -25,6 +25,7 @@ import anyio.to_thread
 
 from e2b_agent_mcp.agent import AgentEvent, AgentRunner, Budget, Failure, ModelRetry, StepFinished
 from e2b_agent_mcp.agent.budget import add
+from e2b_agent_mcp.agent.choice import choose
 from e2b_agent_mcp.errors import E2BAgentError, InvalidArgumentError
 from e2b_agent_mcp.lifecycle import FileInfo, Lease, SandboxManager
 from e2b_agent_mcp.pool import SessionKey
@@ -228,6 +229,7 @@ class TaskRegistry:
     async def _start(self, request: TaskRequest, prepare: Prepare) -> _Live:
         if (same := self._same(request)) is not None:
             return same
+        choose(self._settings.agent, request.model)  # refuses what no model can be asked for
         record = await self._record_for(request)
         if (same := self._same(request)) is not None:  # started meanwhile
             return same
@@ -314,17 +316,12 @@ class TaskRegistry:
             brief = [await live.prepare(lease)]
             if memory.turns and memory.sandbox_id != lease.sandbox_id:
                 brief.append(NEW_SANDBOX)
-            live.record = replace(
-                live.record,
-                sandbox_id=lease.sandbox_id,
-                sandbox_state=lease.state,
-                note=lease.lost,
-            )
+            live.record = _placed(live.record, lease)
             live.runner = self._runner(live, lease, memory, "\n\n".join(filter(None, brief)))
             try:
                 run = await live.runner.run()
             finally:
-                live.record = replace(live.record, files=await self._files(lease))
+                live.record = replace(_placed(live.record, lease), files=await self._files(lease))
             return run.status
 
     async def _memory(self, live: _Live) -> Memory:
@@ -387,6 +384,10 @@ class TaskRegistry:
 
     async def _do(self, action: Callable[..., T], *args: object) -> T:
         return await anyio.to_thread.run_sync(partial(action, *args), limiter=self._one)
+
+
+def _placed(record: TaskRecord, lease: Lease) -> TaskRecord:
+    return replace(record, sandbox_id=lease.sandbox_id, sandbox_state=lease.state, note=lease.lost)
 
 
 def _numbered(event: AgentEvent, *, after: int) -> AgentEvent:
