@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import jsonschema
 import pytest
 from e2b_code_interpreter import E2B
 from mcp.client import Client
@@ -80,9 +81,11 @@ async def data(client: Client, tool: str, **arguments: object) -> dict[str, Any]
 
 
 async def failure(client: Client, tool: str, **arguments: object) -> dict[str, str]:
-    """The error of a call that fails."""
+    """The error of a call that fails, in a result that the tool's schema admits."""
     result = await client.call_tool(tool, arguments)
     assert result.is_error, result.content
+    schemas = {item.name: item.output_schema for item in (await client.list_tools()).tools}
+    jsonschema.validate(result.structured_content, schemas.get(tool, {}))
     error: dict[str, str] = result.structured_content["error"]
     assert text_of(result) == f"{error['message']}\n{error['hint']}".strip()
     return error

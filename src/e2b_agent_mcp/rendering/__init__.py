@@ -8,8 +8,9 @@ again with `folder=None`. No result exceeds `outputs.result_limit`, whatever the
 from e2b_agent_mcp.rendering.agent import task_result
 from e2b_agent_mcp.rendering.execution import Place, Rendered, command_result, python_result
 from e2b_agent_mcp.rendering.plain import answer, failure, file_entry, file_link, sandbox_uri
+from e2b_agent_mcp.rendering.results import or_failure
 from e2b_agent_mcp.rendering.room import Kept
-from e2b_agent_mcp.rendering.text import encodable
+from e2b_agent_mcp.rendering.text import encodable, readable
 
 __all__ = [
     "Kept",
@@ -21,7 +22,9 @@ __all__ = [
     "failure",
     "file_entry",
     "file_link",
+    "or_failure",
     "python_result",
+    "readable",
     "sandbox_uri",
     "task_result",
 ]

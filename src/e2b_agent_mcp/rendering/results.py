@@ -3,9 +3,10 @@
 Wire shapes: fields may be added, never renamed. A failed call has `ErrorResult` instead.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 # pydantic refuses the standard library's before Python 3.12.
 from typing_extensions import NotRequired, TypedDict  # noqa: UP035
@@ -173,3 +174,17 @@ class TaskResult(InSession):
 
 class ErrorResult(TypedDict):
     error: ErrorInfo
+
+
+# Any: JSON schemas.
+def or_failure(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """`schema`, an object's, widened so that `ErrorResult` satisfies it as well."""
+    failed = TypeAdapter(ErrorInfo).json_schema()
+    properties = schema.get("properties", {})
+    kinds = [properties["error"], failed] if "error" in properties else [failed]
+    widened = {key: value for key, value in schema.items() if key != "required"}
+    return {
+        **widened,
+        "properties": {**properties, "error": {"anyOf": kinds}},
+        "anyOf": [{"required": schema.get("required", [])}, {"required": ["error"]}],
+    }

@@ -15,13 +15,13 @@ from mcp.server.auth.settings import AuthSettings
 from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
-from mcp.types import CallToolResult, InputRequiredResult
+from mcp.types import CallToolResult, InputRequiredResult, Tool
 from pydantic import AnyHttpUrl, AnyUrl, ValidationError
 
 from e2b_agent_mcp.connection import e2b_params, tasks_dir
 from e2b_agent_mcp.errors import E2BAgentError, InvalidArgumentError
 from e2b_agent_mcp.lifecycle import SandboxManager
-from e2b_agent_mcp.rendering import failure
+from e2b_agent_mcp.rendering import failure, or_failure
 from e2b_agent_mcp.server.agent_tools import add_agent_tools
 from e2b_agent_mcp.server.arguments import explain
 from e2b_agent_mcp.server.calls import Calls
@@ -86,6 +86,16 @@ _STATIC_TOKENS = AuthSettings(
 
 class SandboxServer(MCPServer[None]):
     """Turns what a tool raises into a failed call that says what to do: the one place for that."""
+
+    async def list_tools(self) -> list[Tool]:
+        """With output schemas that failed calls satisfy too: TypeScript clients check those, and
+        would show the model a schema error instead of ours."""
+        return [
+            tool.model_copy(update={"output_schema": or_failure(tool.output_schema)})
+            if tool.output_schema
+            else tool
+            for tool in await super().list_tools()
+        ]
 
     async def call_tool(
         self,
