@@ -1,5 +1,6 @@
 """Serves our app over HTTP with the conformance fixtures added; prints its URL when it listens."""
 
+import os
 import socket
 import sys
 from pathlib import Path
@@ -7,13 +8,17 @@ from pathlib import Path
 import uvicorn
 
 from e2b_agent_mcp import Settings, create_server
+from e2b_agent_mcp.server.transports import configure_logging
+from e2b_agent_mcp.settings import config_path, read_config
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fixtures
 
 
 def main() -> None:
-    server = create_server(Settings())
+    settings = Settings.load(os.environ, config=read_config(config_path(os.environ)))
+    configure_logging(settings)
+    server = create_server(settings)
     fixtures.register(server)
     listener = socket.create_server(("127.0.0.1", 0))
     print(f"http://127.0.0.1:{listener.getsockname()[1]}/mcp", flush=True)

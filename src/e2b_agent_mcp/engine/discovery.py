@@ -23,9 +23,10 @@ import subprocess
 import sys
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from io import FileIO
 from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
@@ -245,8 +246,8 @@ async def _keep(runtime: Runtime, options: EngineOptions) -> bool:
 
 async def _start(options: EngineOptions) -> None:
     with _ready_pipe() as (told, tells):
-        first = await anyio.to_thread.run_sync(_spawn, options, tells)
-        os.close(tells)
+        first = await anyio.to_thread.run_sync(_spawn, options, tells.fileno())
+        tells.close()
         pid = None
         try:
             with anyio.fail_after(START_TIMEOUT):
@@ -291,21 +292,18 @@ def inherited_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def _ready_pipe() -> Iterator[tuple[int, int]]:
+def _ready_pipe() -> Iterator[tuple[FileIO, FileIO]]:
+    """As files, which close once: a number closed twice may be somebody else's by then."""
     told, tells = os.pipe()
-    try:
-        yield told, tells
-    finally:
-        os.close(told)
-        with suppress(OSError):
-            os.close(tells)
+    with FileIO(told, "r") as reader, FileIO(tells, "w") as writer:
+        yield reader, writer
 
 
-async def _read_line(fd: int) -> str:
+async def _read_line(told: FileIO) -> str:
     line = bytearray()
     while True:
-        await anyio.wait_readable(fd)
-        byte = os.read(fd, 1)
+        await anyio.wait_readable(told)
+        byte = told.read(1)
         if byte in (b"\n", b""):
             return line.decode()
         line += byte
