@@ -54,7 +54,7 @@ Turn = str | Reply | Callable[[Request], "str | Reply"]
 
 def code(source: str, thought: str = "Let me see.") -> str:
     """A reply in the form that the agent asks for."""
-    return f"{thought}\n<code>\n{source}\n</code>"
+    return f"{thought}\n<python>\n{source}\n</python>"
 
 
 class ScriptedLLM:

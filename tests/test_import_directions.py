@@ -20,8 +20,9 @@ LAYERS = {
     "__main__": {"cli"},
     "cli": {
         *("server", "lifecycle", "connection", "rendering", "pool", "engine"),
-        *("demo", "doctor", "install"),
+        *("commands", "tasks", "demo", "doctor", "install"),
     },
+    "commands": {"connection", "tasks", "agent", "rendering", "lifecycle", "pool"},
     "demo": {"lifecycle", "pool"},
     "doctor": {"connection", "lifecycle", "engine"},
     "install": set[str](),
@@ -45,7 +46,7 @@ DOORS = {
     "httpx": {"errors", "lifecycle"},
     "smolagents": {"agent"},
     "litellm": {"agent"},
-    "rich": {"cli", "demo", "doctor"},
+    "rich": {"cli", "commands", "demo", "doctor"},
     "uvicorn": {"server", "engine"},
     "starlette": {"server", "engine"},
 }
@@ -142,7 +143,8 @@ def test_the_guest_imports_its_own_modules_relatively(path: Path) -> None:
 
 @pytest.mark.parametrize("path", host_modules(), ids=name)
 def test_the_environment_is_read_in_few_places(path: Path) -> None:
-    if layer(path) in {"cli", "engine"}:
+    # smolagents and litellm read it on import, so `agent.libraries` changes it around that.
+    if layer(path) in {"cli", "engine"} or name(path) == "agent/libraries":
         return
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}:

@@ -101,6 +101,7 @@ class EngineUnavailableError(E2BAgentError):
 
 class ModelError(E2BAgentError):
     code = "model_error"
+    retry_after: float | None = None  # seconds, when the service says
 
 
 class ModelNotConfiguredError(ModelError):

@@ -165,7 +165,10 @@ class AgentSettings:
     request_timeout: float = option(120.0, "longest silence of the model, in seconds")
     wait: float = option(45.0, "seconds after which a call hands back the task and lets it go on")
     vision: Literal["auto", "on", "off"] = option(
-        "auto", "whether plots are shown to the model; auto asks LiteLLM whether it sees"
+        "auto", "whether plots are shown to the model; auto: where LiteLLM knows that it sees"
+    )
+    replies: Literal["text", "json"] = option(
+        "text", "form of the model's replies; json by a schema helps small local models"
     )
 
 

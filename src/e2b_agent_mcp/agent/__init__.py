@@ -21,7 +21,7 @@ from e2b_agent_mcp.agent.events import (
     Thinking,
     Usage,
 )
-from e2b_agent_mcp.agent.run import AgentRunner
+from e2b_agent_mcp.agent.run import AgentRunner, preload
 
 __all__ = [
     "AgentEvent",
@@ -40,4 +40,5 @@ __all__ = [
     "StepStarted",
     "Thinking",
     "Usage",
+    "preload",
 ]

@@ -81,6 +81,10 @@ class Price:
 
     input: float
     output: float
+    cached: float  # of the input that the service had seen before
+
+    def of(self, given: int, taken: int, *, cached: int) -> float:
+        return (given - cached) * self.input + cached * self.cached + taken * self.output
 
 
 def add(one: Usage, other: Usage) -> Usage:

@@ -4,15 +4,16 @@ import: no smolagents, no litellm.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 RunStatus = Literal["completed", "failed", "cancelled", "budget_exceeded"]
 
 
-class Image(NamedTuple):
+@dataclass(frozen=True)
+class Image:
     """An image that code displayed, as it left the sandbox: undecoded, unchecked."""
 
-    data: bytes
+    data: bytes = field(repr=False)
     mime_type: str
 
 

@@ -155,6 +155,7 @@ class Lease:
         *,
         state: SandboxState,
         lost: str,
+        reopen: Callable[[], Awaitable["Lease"]],
     ) -> None:
         self.session = session.key.name
         self.state = state
@@ -164,6 +165,7 @@ class Lease:
         self._settings = settings
         self._handle: AsyncSandbox | None = handle
         self._sandbox_id = handle.sandbox_id
+        self._reopen = reopen
 
     @property
     def sandbox(self) -> "AsyncSandbox":
@@ -178,6 +180,15 @@ class Lease:
 
     def close(self) -> None:
         self._handle = None
+
+    async def replace(self) -> None:
+        """After `SandboxLostError`: goes on with a new sandbox, without giving up its turn.
+
+        `state` and `lost` tell what became of the session.
+        """
+        fresh = await self._reopen()
+        self._handle, self._sandbox_id = fresh.sandbox, fresh.sandbox_id
+        self.state, self.lost = fresh.state, fresh.lost
 
     async def run_code(
         self,

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -109,7 +110,7 @@ class SandboxManager:
         async with session.turn:
             lease = await self._open(session, on_progress)
             beating = anyio.CancelScope()
-            self._running.start_soon(self._keep_alive, session, lease.sandbox_id, beating)
+            self._running.start_soon(self._keep_alive, session, lease, beating)
             try:
                 yield lease
             finally:
@@ -184,6 +185,7 @@ class SandboxManager:
             session.handle,
             state=state or "reused",
             lost=slot.lost,
+            reopen=partial(self._open, session, None),
         )
         slot.lost, slot.created = "", False
         logger.info(
@@ -291,13 +293,11 @@ class SandboxManager:
             session.slot.end_at = self._pool.end_at(now)
         return extended
 
-    async def _keep_alive(
-        self, session: Session, sandbox_id: str, beating: anyio.CancelScope
-    ) -> None:
+    async def _keep_alive(self, session: Session, lease: Lease, beating: anyio.CancelScope) -> None:
         with beating:
             while True:
                 await anyio.sleep(self._pool.heartbeat)
-                await self._try_to_extend(session, sandbox_id)
+                await self._try_to_extend(session, lease.sandbox_id)
 
     async def _try_to_extend(self, session: Session, sandbox_id: str) -> None:
         """What the call did is not lost because E2B did not answer afterwards."""

@@ -1,0 +1,151 @@
+"""The `CodeAgent` of a run, and the model it asks: smolagents' side of the agent's thread.
+
+Everything here blocks. A reply that was cut off at its longest is never run: smolagents would close
+its code block and run the half; here the model is told instead.
+"""
+
+import json
+import re
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from smolagents import CodeAgent, Model
+from smolagents.memory import ActionStep
+from smolagents.models import ChatMessage, MessageRole
+from smolagents.monitoring import AgentLogger, LogLevel, TokenUsage
+from smolagents.utils import AgentGenerationError, AgentParsingError
+
+from e2b_agent_mcp.agent.executor import WorkspaceExecutor
+from e2b_agent_mcp.agent.llm import Reply, Request
+from e2b_agent_mcp.agent.messages import has_images, to_messages
+from e2b_agent_mcp.agent.prompts import CLOSING, OPENING, Conditions, templates
+from e2b_agent_mcp.errors import ModelError
+
+if TYPE_CHECKING:
+    from smolagents.agents import PromptTemplates
+
+LONGEST_CUT_REPLY = 2000  # characters of it that the model is shown again
+
+TOO_LONG = (
+    "Your reply was cut off because it was too long, so no code was run. "
+    "Write less: do the task in smaller steps."
+)
+
+_FENCE = re.compile(r"^```[a-z]*\n(.*?)\n?```\s*$", re.DOTALL)
+
+
+class ReplyCut(Exception):
+    def __init__(self, text: str) -> None:
+        super().__init__(TOO_LONG)
+        self.text = text
+
+
+class AgentModel(Model):
+    """Asks by `ask`, which blocks and is called in the agent's thread."""
+
+    def __init__(
+        self, ask: Callable[[Request, bool], Reply], *, model_id: str, images: bool
+    ) -> None:
+        super().__init__(model_id=model_id)
+        self._ask = ask
+        self._images = images
+
+    # Any: smolagents' options; an agent of code passes only these.
+    def generate(
+        self,
+        messages: list[ChatMessage],
+        stop_sequences: list[str] | None = None,
+        response_format: dict[str, Any] | None = None,
+        tools_to_call_from: object = None,
+        **_: Any,
+    ) -> ChatMessage:
+        # smolagents asks for a step with stop sequences, and without for the last answer.
+        is_last = stop_sequences is None
+        stop = [] if is_last or response_format else [CLOSING]
+        options = {"response_format": response_format} if response_format else {}
+        reply = self._said(messages, stop, options, is_last)
+        if not reply.complete and not is_last:
+            raise ReplyCut(reply.text)
+        return ChatMessage(
+            role=MessageRole.ASSISTANT,
+            content=reply.text if response_format else tidy(reply.text),
+            token_usage=TokenUsage(reply.usage.input_tokens, reply.usage.output_tokens),
+        )
+
+    def _said(
+        self,
+        memory: Sequence[ChatMessage],
+        stop: Sequence[str],
+        options: dict[str, Any],
+        is_last: bool,
+    ) -> Reply:
+        messages = to_messages(memory, images=self._images)
+        request = Request(messages=messages, stop=stop, options=options)
+        try:
+            return self._ask(request, is_last)
+        except ModelError as exc:
+            if type(exc) is not ModelError or not has_images(messages):
+                raise
+        # It may have refused the images: a broken one would end every later call too.
+        self._images = False
+        messages = to_messages(memory, images=False)
+        return self._ask(Request(messages=messages, stop=stop, options=options), is_last)
+
+
+class SessionAgent(CodeAgent):
+    """A `CodeAgent` that is told when its reply was cut off."""
+
+    def _step_stream(self, memory_step: ActionStep) -> Generator[Any, None, None]:
+        try:
+            yield from super()._step_stream(memory_step)
+        except AgentGenerationError as exc:
+            if not isinstance(exc.__cause__, ReplyCut):
+                raise
+            memory_step.model_output = exc.__cause__.text[:LONGEST_CUT_REPLY] + "…"
+            raise AgentParsingError(TOO_LONG, self.logger) from None
+
+
+def build(
+    model: AgentModel,
+    executor: WorkspaceExecutor,
+    conditions: Conditions,
+    *,
+    on_step: Callable[[ActionStep], None],
+) -> SessionAgent:
+    return SessionAgent(
+        tools=[],
+        model=model,
+        executor=executor,
+        prompt_templates=cast("PromptTemplates", templates(conditions)),
+        code_block_tags=(OPENING, CLOSING),
+        use_structured_outputs_internally=conditions.as_json,
+        max_steps=conditions.max_steps,
+        additional_authorized_imports=["*"],
+        step_callbacks={ActionStep: on_step},
+        logger=executor.logger,
+    )
+
+
+def silent_logger() -> AgentLogger:
+    """smolagents prints what happens; here events tell it."""
+    return AgentLogger(level=LogLevel.OFF)
+
+
+def tidy(text: str) -> str:
+    """Nothing after the first code block, and no Markdown fence inside of it."""
+    before, opening, rest = text.partition(OPENING)
+    if not opening:
+        return text
+    code = rest.partition(CLOSING)[0].strip("\n")
+    fenced = _FENCE.match(code.strip())
+    return f"{before}{OPENING}\n{fenced.group(1) if fenced else code}\n{CLOSING}"
+
+
+def thought_of(text: str) -> str:
+    """What a reply says beside its code."""
+    if text.lstrip().startswith("{"):
+        try:
+            return str(json.loads(text).get("thought", "")).strip()
+        except (ValueError, AttributeError):
+            return text.strip()
+    return re.split(rf"{OPENING}|```", text, maxsplit=1)[0].strip()

@@ -1,0 +1,1 @@
+"""What the agent sends into the sandbox. Nothing here is imported on the host."""
