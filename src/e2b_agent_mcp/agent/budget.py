@@ -54,6 +54,10 @@ class Budget:
             timeout=self.timeout * STEPS_SHARE,
         )
 
+    def for_last_answer(self) -> "Budget":
+        """It may use the rest, and runs no code."""
+        return replace(self, sandbox_seconds=math.inf)
+
     def exceeded(self, spent: Usage) -> str:
         """Which limit is reached, in words; "" while none is. Steps are counted elsewhere."""
         if spent.input_tokens + spent.output_tokens >= self.max_tokens:

@@ -134,6 +134,7 @@ class AgentRunner:
                 await self._run()
             if limit.cancelled_caught:
                 self._exceed(f"{self._budget.timeout:g} s have passed")
+                self._accept("")
         except E2BAgentError as exc:
             self._fail(exc)
         finally:
@@ -225,7 +226,7 @@ class AgentRunner:
     def _ask(self, request: Request, is_last: bool) -> Reply:
         from e2b_agent_mcp.agent.executor import Aborted
 
-        budget = self._budget if is_last else self._budget.for_steps()
+        budget = self._budget.for_last_answer() if is_last else self._budget.for_steps()
         longest = budget.reply_tokens(
             self._llm.spent, prompt=estimate(request.messages), price=self._llm.price
         )

@@ -40,7 +40,6 @@ REPLACED = (
     "replaced by a new one: all variables, files and installed packages are gone. Start again from "
     "the beginning, and do less at once."
 )
-IMAGES_SHOWN = "[{count} captured; the user sees them]"
 
 
 class Answer(NamedTuple):
@@ -149,8 +148,8 @@ def _output(execution: "Execution", images: int, left_out: int) -> str:
         parts.append(f"[stderr]\n{stderr}")
     text = cut("\n".join(part for part in parts if part), LONGEST_OUTPUT)
     if images:
-        count = "1 image" if images == 1 else f"{images} images"
-        text += "\n" + IMAGES_SHOWN.format(count=count)
+        count, them = ("1 image", "it") if images == 1 else (f"{images} images", "them")
+        text += f"\n[{count} captured; the user sees {them}]"
     if left_out:
         text += f"\n[{left_out} more or too large, not kept]"
     return text.strip("\n")
