@@ -43,6 +43,7 @@ class Reply:
     stall: float = 0.0  # seconds in the middle of a stream
     pieces: int = 4
     cut: bool = False  # the connection ends in the middle of the stream
+    tool: tuple[str, dict[str, object]] | None = None  # called instead, when it is not a stream
     usage: tuple[int, int] | None = None  # tokens in and out; None: counted as 4 characters each
 
 
@@ -227,7 +228,14 @@ def _chunk(choices: list[dict[str, object]]) -> dict[str, object]:
 
 
 def _completion(request: Request, reply: Reply) -> dict[str, object]:
-    message = {"role": "assistant", "content": _stopped(request, reply.text)}
+    message: dict[str, object] = {
+        "role": "assistant",
+        "content": _stopped(request, reply.text),
+    }
+    if reply.tool is not None:
+        name, arguments = reply.tool
+        function = {"name": name, "arguments": json.dumps(arguments)}
+        message["tool_calls"] = [{"id": "call_1", "type": "function", "function": function}]
     choice = {"index": 0, "message": message, "finish_reason": reply.finish}
     usage = _usage(request, reply)
     return {**_chunk([]), "object": "chat.completion", "choices": [choice], "usage": usage}

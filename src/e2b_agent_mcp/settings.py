@@ -2,7 +2,7 @@
 
 `Settings.load` reads four places once, the first that has a value wins: an explicit flag, the
 environment, the config file, the default. An empty string means "not set". Nothing else in the
-package reads `os.environ`; `load` takes a mapping, so a test passes a plain dict.
+package reads settings from `os.environ`; `load` takes a mapping, so a test passes a plain dict.
 
 Secrets are `Secret`: they print as `***` wherever they end up by accident.
 """
@@ -189,6 +189,11 @@ class Settings:
         "warning", "lowest level that is logged, on stderr"
     )
     origins: Mapping[str, Origin] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def from_process(cls) -> "Settings":
+        """From the environment and the config file of this process."""
+        return cls.load(os.environ, config=read_config(config_path(os.environ)))
 
     @classmethod
     def load(

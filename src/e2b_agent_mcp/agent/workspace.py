@@ -1,8 +1,8 @@
 """Code of an agent in a leased sandbox, and what the agent is told of it.
 
 Contract: every run of code ends as an `Observation`, bounded in size and fit to be shown to a
-model, whatever the code did. A sandbox that ends under the code is replaced once; the second time
-`SandboxLostError` is raised, because code that kills its sandbox would do so for ever.
+model, whatever the code did. A sandbox that ends under the code is replaced so many times as its
+user allows; then `SandboxLostError` is raised, because an agent may go on killing it for ever.
 
 What comes out of a sandbox is untrusted: it is never unpickled, and no image is decoded here.
 """
@@ -74,12 +74,18 @@ class Facts:
 class Workspace:
     """A lease as an agent uses it; one run of code at a time."""
 
-    def __init__(self, lease: Lease, *, on_output: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        lease: Lease,
+        *,
+        on_output: Callable[[str], Awaitable[None]],
+        replacements: float = 1,
+    ) -> None:
         self.seconds = 0.0  # during which code ran
         self._lease = lease
         self._on_output = on_output
         self._prepared = False
-        self._replaced = False
+        self._replacements = replacements
 
     async def prepare(self) -> Facts:
         """Makes `final_answer` known to the interpreter, and looks around."""
@@ -91,9 +97,9 @@ class Workspace:
                 await self._prepare()
             return await self._run(code, timeout)
         except SandboxLostError:
-            if self._replaced:
+            if not self._replacements:
                 raise
-            self._replaced = True
+            self._replacements -= 1
             await self._lease.replace()
             self._prepared = False
             return Observation(error=REPLACED)
