@@ -427,6 +427,14 @@ async def test_an_exception_in_the_code_is_a_result(
     assert run.note == ""
 
 
+async def test_the_start_of_the_interpreter_does_not_count_as_the_codes_time(
+    manager: SandboxManager, key: SessionKey
+) -> None:
+    async with manager.lease(key) as lease:
+        run = await lease.run_code("6 * 7", timeout=0.2)
+    assert (lease.state, run.status, run.execution.text) == ("created", "ok", "42")
+
+
 async def test_a_run_over_its_time_is_stopped_and_keeps_variables(
     manager: SandboxManager, key: SessionKey
 ) -> None:

@@ -185,7 +185,7 @@ pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
     assert "0  1  x" in text_of(result)
 
 
-async def test_a_new_file_is_a_link_that_can_be_read(client: Client) -> None:
+async def test_a_new_file_is_a_link_that_can_be_read(client: Client, settings: Settings) -> None:
     code = "open('a b.bin', 'wb').write(bytes(range(256))); open('t.csv', 'w').write('a,b')"
     result = await client.call_tool("run_python", {"code": code})
     links = {link.name: link for link in result.content if isinstance(link, ResourceLink)}
@@ -195,11 +195,13 @@ async def test_a_new_file_is_a_link_that_can_be_read(client: Client) -> None:
     assert base64.b64decode(binary.blob) == bytes(range(256))
     assert isinstance(text, TextResourceContents)
     assert (text.text, text.mime_type) == ("a,b", "text/csv")
+    relative = (await client.read_resource(f"sandbox://{settings.session}/t.csv")).contents[0]
+    assert isinstance(relative, TextResourceContents)
+    assert relative.text == "a,b"
 
 
 async def test_a_timeout_interrupts_and_keeps_variables(client: Client) -> None:
-    await data(client, "run_python", code="import time")  # a new interpreter takes time to start
-    code = "x = 1\nprint('started')\ntime.sleep(60)\nx = 2"
+    code = "import time\nx = 1\nprint('started')\ntime.sleep(60)\nx = 2"
     result = await client.call_tool("run_python", {"code": code, "timeout": 1})
     assert not result.is_error
     assert result.structured_content["status"] == "timeout"

@@ -16,12 +16,18 @@ TWO = {"mcp-session-id": "b" * 32}
 
 
 def caller(headers: dict[str, str] | None, version: str, token: str | None = None) -> Caller:
-    return identify(headers, token_name=token, protocol_version=version, default="default")
+    return identify(
+        headers,
+        token_name=token,
+        protocol_version=version,
+        local_owner="local:me",
+        default="default",
+    )
 
 
 @pytest.mark.parametrize("version", [LEGACY, MODERN])
 def test_stdio_has_one_session(version: str) -> None:
-    assert caller(None, version) == Caller("local", "default")
+    assert caller(None, version) == Caller("local:me", "default", is_local=True)
 
 
 def test_each_legacy_http_session_has_its_own() -> None:
@@ -83,7 +89,7 @@ async def test_a_token_is_known_by_its_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "tokens", [["no-name"], ["=x"], ["a="], ["a b=x"], ["local=x"], ["anonymous=x"], ["a=x", "a=y"]]
+    "tokens", [["no-name"], ["=x"], ["a="], ["a b=x"], ["anonymous=x"], ["a=x", "a=y"]]
 )
 def test_tokens_need_names_that_are_free(tokens: list[str]) -> None:
     with pytest.raises(SettingsError, match=r"http\.tokens"):

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 NAME = "e2b-agent-mcp"
 NEVER = 10 * 365 * 86_400.0  # seconds
-OWNER = "local"  # as the stdio server: the shell and MCP clients of this user share their sessions
 
 Command = Callable[[argparse.Namespace, Settings], int]
 
@@ -201,7 +200,9 @@ def _run(args: argparse.Namespace, settings: Settings) -> int:
     async def run() -> int:
         async with (
             _manager(settings) as manager,
-            manager.lease(SessionKey(OWNER, session), on_progress=_progress()) as lease,
+            manager.lease(
+                SessionKey(settings.local_owner, session), on_progress=_progress()
+            ) as lease,
         ):
             return await _run_in(lease, code, settings, as_json=args.json)
 
@@ -265,7 +266,7 @@ def _sessions(args: argparse.Namespace, settings: Settings) -> int:
 
     async def end() -> bool:
         async with _manager(settings) as manager:
-            return await manager.end_session(SessionKey(OWNER, args.name))
+            return await manager.end_session(SessionKey(settings.local_owner, args.name))
 
     if args.action == "end":
         ended = anyio.run(end)
@@ -289,7 +290,7 @@ def _list_sessions(args: argparse.Namespace, settings: Settings) -> int:
                     "started_at": info.started_at.isoformat(timespec="seconds"),
                     "end_at": info.end_at.isoformat(timespec="seconds"),
                 }
-                for info in await manager.list_sessions(OWNER)
+                for info in await manager.list_sessions(settings.local_owner)
             ]
 
     found = anyio.run(fetch)

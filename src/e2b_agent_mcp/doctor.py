@@ -95,7 +95,7 @@ async def _examine_cloud(settings: Settings, report: Report) -> None:
     try:
         with anyio.fail_after(CLOUD_TIMEOUT):
             async with SandboxManager(settings, connect=partial(e2b_params, settings)) as manager:
-                await manager.list_sessions("local")
+                await manager.list_sessions(settings.local_owner)
         report.sandboxes["E2B"] = "reached, key accepted"
     except (E2BAgentError, TimeoutError) as exc:
         reason = str(exc) or f"no answer within {CLOUD_TIMEOUT:.0f} s"

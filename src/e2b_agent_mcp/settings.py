@@ -7,7 +7,9 @@ package reads settings from `os.environ`; `load` takes a mapping, so a test pass
 Secrets are `Secret`: they print as `***` wherever they end up by accident.
 """
 
+import getpass
 import os
+import platform
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -185,10 +187,19 @@ class Settings:
     engine: EngineSettings = field(default_factory=EngineSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
     session: str = option("default", "session of a stdio call that names none")
+    owner: str = option(
+        "", "owner of the sessions of stdio clients and the shell; empty: user and host name"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = option(
         "warning", "lowest level that is logged, on stderr"
     )
     origins: Mapping[str, Origin] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def local_owner(self) -> str:
+        """Who owns sessions without a network in between: unique per user and machine, because
+        several machines may share one E2B key. The ':' keeps it apart from every token's name."""
+        return f"local:{self.owner or f'{_user_name()}@{platform.node()}'}"
 
     @classmethod
     def from_process(cls) -> "Settings":
@@ -251,6 +262,13 @@ def config_path(environ: Mapping[str, str]) -> Path:
         return Path(explicit)
     home = environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     return Path(home) / "e2b-agent-mcp" / "config.toml"
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user that no table names
+        return str(os.getuid())
 
 
 # Any: the class of a settings group; a group's `default_factory` is its class.

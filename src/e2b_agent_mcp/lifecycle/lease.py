@@ -203,6 +203,7 @@ class Lease:
         Raises `SandboxLostError` when the sandbox ended under the code.
         """
         await self._look_before_running()
+        await self._await_interpreter()
         received = _Received(on_stdout, on_stderr)
         started = time.monotonic()
         self._session.unsettled = True
@@ -406,6 +407,14 @@ class Lease:
         newest = sorted(changed, key=lambda info: info.modified_at)[-MOST_CHANGED:]
         return sorted(newest, key=lambda info: info.path)
 
+    async def _await_interpreter(self) -> None:
+        """The start of a new sandbox's interpreter does not count against the code's own limit."""
+        if self._session.executions:
+            return
+        self._session.unsettled = True  # until it answers
+        await self._data("starting the interpreter", self._probe)
+        self._session.unsettled = False
+
     async def _look_before_running(self) -> None:
         if self._session.baseline is None:
             entries = await self._home()
@@ -575,7 +584,8 @@ _INSTALL = """\
 exec(compile('''
 import importlib, subprocess, sys
 done = subprocess.run(
-    [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages],
+    [sys.executable, "-m", "pip", "install", "--quiet", "--no-color",
+     "--disable-pip-version-check", *packages],
     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
 )
 importlib.invalidate_caches()

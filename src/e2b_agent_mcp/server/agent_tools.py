@@ -31,7 +31,7 @@ from e2b_agent_mcp.server.calls import Calls
 from e2b_agent_mcp.server.file_tools import check_size, chunks
 from e2b_agent_mcp.server.host_files import open_source
 from e2b_agent_mcp.server.progress import Progress
-from e2b_agent_mcp.server.sessions import LOCAL, Caller, current_caller
+from e2b_agent_mcp.server.sessions import Caller, current_caller
 from e2b_agent_mcp.server.tools import ENDS, READS, RUNS, add_tool
 from e2b_agent_mcp.settings import AgentSettings, Settings
 from e2b_agent_mcp.tasks import Doing, Prepare, TaskEvent, TaskRecord, TaskRequest
@@ -142,7 +142,7 @@ class AgentTools:
             record = await self._calls.tasks.run(
                 request,
                 wait=self._settings.agent.wait if wait is None else wait,
-                prepare=self._preparation(request, local=caller.owner == LOCAL),
+                prepare=self._preparation(request, local=caller.is_local),
                 listener=partial(_report, progress),
             )
         return await self._render(record, caller)

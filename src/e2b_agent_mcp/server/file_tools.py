@@ -32,7 +32,7 @@ from e2b_agent_mcp.rendering.results import DownloadResult, Entry, FilesResult, 
 from e2b_agent_mcp.server.arguments import SessionArgument, check_not_empty
 from e2b_agent_mcp.server.calls import Calls, place_of
 from e2b_agent_mcp.server.host_files import open_source, open_target
-from e2b_agent_mcp.server.sessions import LOCAL, current_caller
+from e2b_agent_mcp.server.sessions import current_caller
 from e2b_agent_mcp.server.tools import READS, add_tool
 from e2b_agent_mcp.settings import FileSettings, Settings
 
@@ -157,7 +157,7 @@ def check_size(size: int, settings: FileSettings) -> None:
 
 
 def _check_local(argument: str) -> None:
-    if current_caller().owner != LOCAL:
+    if not current_caller().is_local:
         raise PathNotAllowedError(
             f"{argument}: over HTTP there is no host file to use.",
             hint="Pass the content itself, or have the sandbox fetch it.",

@@ -14,7 +14,7 @@ from mcp.types import (
 )
 
 from e2b_agent_mcp.errors import E2BAgentError, NotFoundError
-from e2b_agent_mcp.lifecycle import SandboxManager
+from e2b_agent_mcp.lifecycle import FileInfo, Lease, SandboxManager
 from e2b_agent_mcp.server.file_tools import as_text
 from e2b_agent_mcp.server.sessions import check_name, current_caller
 from e2b_agent_mcp.server.tools import visible_sessions
@@ -45,7 +45,8 @@ def add_resources(mcp: MCPServer[None], manager: SandboxManager) -> None:
         FILE_TEMPLATE,
         name="file",
         title="File of a sandbox",
-        description="The bytes of a file in a session's sandbox; `path` is absolute.",
+        description="The bytes of a file in a session's sandbox; `path` may be relative to "
+        "/home/user.",
         mime_type="application/octet-stream",
     )(resources.file)
     # The SDK gives this decorator no types.
@@ -61,7 +62,7 @@ class Resources:
 
     async def file(self, session: str, path: str) -> str | bytes:
         try:
-            content = await self._read(session, f"/{path}")
+            content = await self._read(session, path)
         except NotFoundError as exc:
             raise ResourceNotFoundError(str(exc)) from exc
         except E2BAgentError as exc:
@@ -74,7 +75,8 @@ class Resources:
         if key.name not in {info.name for info in sessions}:
             raise NotFoundError(f"No session {session!r} has a sandbox.")
         async with self._manager.lease(key) as lease:
-            info = await lease.stat_file(path)
+            info = await _stat(lease, path)
+            path = info.path
             if info.kind == "directory":
                 raise NotFoundError(f"{path} is a folder.")
             if info.size > SIZE_LIMIT:
@@ -96,3 +98,11 @@ class Resources:
         names = [session["session"] for session in await visible_sessions(self._manager)]
         matching = [name for name in names if name.startswith(argument.value)]
         return Completion(values=matching[:100], total=len(matching), has_more=len(matching) > 100)
+
+
+async def _stat(lease: Lease, path: str) -> FileInfo:
+    """A URI has no room for a leading slash, so both readings of `path` are tried."""
+    try:
+        return await lease.stat_file(f"/{path}")
+    except NotFoundError:
+        return await lease.stat_file(path)

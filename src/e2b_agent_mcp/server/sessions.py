@@ -1,7 +1,7 @@
 """Who calls, and which session a call without one means. Decided once per request.
 
     transport                         owner            session of a call that names none
-    stdio                             local            the setting `session`
+    stdio                             user@host        the setting `session`
     HTTP, initialize handshake        token's name     one per MCP session
     HTTP 2026-07-28, token            token's name     the setting `session`
     HTTP 2026-07-28, no token         anonymous        a new one, named in the result
@@ -27,7 +27,6 @@ from e2b_agent_mcp.errors import InvalidArgumentError
 from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.settings import Settings
 
-LOCAL = "local"
 ANONYMOUS = "anonymous"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -40,6 +39,7 @@ class Caller:
 
     owner: str
     default: str | None
+    is_local: bool = False  # on stdio: the same user on the same machine
 
     def key(self, session: str | None) -> SessionKey:
         if session is not None:
@@ -89,6 +89,7 @@ class CallerMiddleware:
                 headers,
                 token_name=token.client_id if token else None,
                 protocol_version=ctx.protocol_version,
+                local_owner=self._settings.local_owner,
                 default=self._settings.session,
             )
         )
@@ -103,12 +104,13 @@ def identify(
     *,
     token_name: str | None,
     protocol_version: str,
+    local_owner: str,
     default: str,
 ) -> Caller:
     """The table above. Headers are the client's word: only the SDK's own session id counts, and
     only where the SDK has checked it."""
     if headers is None:
-        return Caller(LOCAL, default)
+        return Caller(local_owner, default, is_local=True)
     owner = token_name or ANONYMOUS
     mcp_session = headers.get("mcp-session-id")
     if mcp_session and protocol_version in HANDSHAKE_PROTOCOL_VERSIONS:

@@ -29,7 +29,7 @@ from mcp.shared.message import SessionMessage
 
 from e2b_agent_mcp.errors import SettingsError
 from e2b_agent_mcp.server.app import create_server
-from e2b_agent_mcp.server.sessions import ANONYMOUS, LOCAL
+from e2b_agent_mcp.server.sessions import ANONYMOUS
 from e2b_agent_mcp.settings import HttpSettings, Secret, Settings
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def read_tokens(tokens: Sequence[Secret]) -> dict[str, str]:
         name, _, token = secret.reveal().partition("=")
         if not token or not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
             raise SettingsError("http.tokens: each is written name=token, with ',' between them.")
-        if name in {LOCAL, ANONYMOUS, *named}:
+        if name in {ANONYMOUS, *named}:
             raise SettingsError(f"http.tokens: the name {name!r} is taken.")
         named[name] = token
     return named
