@@ -1,17 +1,14 @@
-"""Languages whose program was installed into the sandbox, beside Python."""
+"""Languages beside Python."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 from e2b_code_interpreter import E2B, AsyncSandbox
 
-INSTALL_TIMEOUT = 120  # seconds; deno is 42 MB
-
 
 @pytest.fixture(scope="module")
 async def polyglot(e2b: E2B) -> AsyncIterator[AsyncSandbox]:
-    sandbox = await e2b.AsyncSandbox.create(timeout=INSTALL_TIMEOUT + 60)
-    await sandbox.commands.run("pip install --quiet bash_kernel deno", timeout=INSTALL_TIMEOUT)
+    sandbox = await e2b.AsyncSandbox.create(timeout=120)
     yield sandbox
     await sandbox.kill()
 

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 from e2b_code_interpreter import AsyncSandbox
-from e2b_code_interpreter.charts import BarChart, LineChart
+from e2b_code_interpreter.charts import BarChart, BoxAndWhiskerChart, LineChart
 
 PNG = b"\x89PNG\r\n"
 
@@ -67,6 +67,12 @@ async def test_a_data_frame_is_also_a_dict_of_columns(sandbox: AsyncSandbox) -> 
 async def test_a_long_data_frame_is_shown_without_its_data(sandbox: AsyncSandbox) -> None:
     execution = await sandbox.run_code("import pandas as pd\npd.DataFrame({'n': range(100_001)})")
     assert list(execution.results[0].formats()) == ["text", "html"]
+
+
+async def test_a_box_plot_is_told_from_lines(sandbox: AsyncSandbox) -> None:
+    code = "import matplotlib.pyplot as plt; plt.boxplot([[1, 2, 3], [2, 3, 9]]); plt.show()"
+    execution = await sandbox.run_code(code)
+    assert isinstance(execution.results[0].chart, BoxAndWhiskerChart)
 
 
 async def test_every_figure_of_a_cell_is_a_picture_and_a_chart(sandbox: AsyncSandbox) -> None:

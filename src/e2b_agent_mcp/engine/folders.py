@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 STAGING = ".building-"
 
 
-def put_folder(parent: Path, write: Callable[[Path], None]) -> Path:
-    """Lets `write` fill a folder, names it after its content, and returns the one that is there."""
+def put_folder(
+    parent: Path, write: Callable[[Path], None], finish: Callable[[Path], None] = lambda _: None
+) -> Path:
+    """Lets `write` fill a folder, names it after its content, and returns the one that is there.
+
+    `finish` adds to a new folder what follows from the content and does not name it.
+    """
     with staging(parent) as stage:
         write(stage)
         place = parent / _content_digest(stage)
         if not place.exists():
+            finish(stage)
             move_into_place(stage, place)
     return place
 

@@ -8,9 +8,11 @@ on the host: only wheels are installed, and they are tried inside a box.
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import json
 import platform
+import py_compile
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -52,7 +54,7 @@ GUEST_REQUIREMENTS = (
 # What user code finds, after E2B's own template; majors fixed where results depend on them.
 USER_REQUIREMENTS = (
     "beautifulsoup4>=4.12,<5",
-    "matplotlib>=3.10,<4",
+    "matplotlib>=3.10,<3.11",  # e2b-charts does not know box plots of 3.11
     "numpy>=2.2,<3",
     "openpyxl>=3.1,<4",
     "orjson>=3.10,<4",
@@ -100,7 +102,9 @@ async def ensure_template(
     python = locate(isolation.owner)
     digest = _digest(python)
     root = cache_dir / "templates" / digest
-    guest = await anyio.to_thread.run_sync(put_folder, cache_dir / "guest", _copy_guest)
+    guest = await anyio.to_thread.run_sync(
+        put_folder, _guest_folder(cache_dir), _copy_guest, _compile_guest
+    )
     etc = await anyio.to_thread.run_sync(prepare_etc, cache_dir, index)
 
     def template(at: Path) -> Template:
@@ -164,6 +168,22 @@ def _copy_guest(folder: Path) -> None:
     source = Path(__file__).parent.parent / "guest"
     shutil.copytree(source, folder / "guest", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.move(folder / "guest/boot.py", folder / "boot.py")
+
+
+def _guest_folder(cache_dir: Path) -> Path:
+    # Bytecode is of one version of Python.
+    return cache_dir / "guest" / (sys.implementation.cache_tag or "python")
+
+
+def _compile_guest(folder: Path) -> None:
+    """Boxes see the folder read-only: without its bytecode each would compile it again."""
+    compileall.compile_dir(
+        folder,
+        quiet=2,
+        stripdir=folder,
+        prependdir=ROOT,
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
 
 
 def _own_binds(root: Path, guest: Path) -> Iterator[Bind]:
