@@ -44,8 +44,7 @@ def test_a_task_reads_as_it_was_written(store: TaskStore) -> None:
         ),
     )
     store.save(task)
-    for step in task.steps:
-        store.add_step(task.task_id, step, ())
+    store.add_steps(task.task_id, task.steps, ())
     assert store.load("ann", "t-1") == task
 
 
@@ -78,7 +77,7 @@ from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.tasks import TaskRecord, TaskStore
 store = TaskStore(lambda: Path(sys.argv[1]))
 store.save(TaskRecord(task_id="t-1", key=SessionKey("ann", "work"), task="Add."))
-store.add_step("t-1", Step(number=1, thought="first"), [{"role": "user"}])
+store.add_steps("t-1", [Step(number=1, thought="first")], [{"role": "user"}])
 print("ready", flush=True)
 sys.stdin.read()
 os.kill(os.getpid(), 9)
@@ -110,7 +109,7 @@ def test_what_a_closed_store_left_at_work_reads_as_interrupted(
 def test_a_session_remembers_its_last_task_until_it_ends(store: TaskStore) -> None:
     for task_id in ("t-1", "t-2"):
         store.save(a_task(task_id, sandbox_id=f"i-{task_id}"))
-        store.remember(task_id, [{"of": task_id}])
+        store.add_steps(task_id, [], [{"of": task_id}])
     store.save(a_task("t-3"))  # has no step yet
     assert store.latest_memory(ANN) == Memory([{"of": "t-2"}], "i-t-2")
     assert store.latest_memory(SessionKey("bob", "work")) == Memory()
@@ -130,7 +129,7 @@ def test_old_tasks_are_deleted_and_so_are_too_many(tmp_path: Path) -> None:
     now = 0.0
     store = TaskStore(lambda: tmp_path, clock=lambda: now)
     store.save(a_task("old", status="completed"))
-    store.add_step("old", Step(number=1, images=(Image(b"1", "image/png"),)), [1])
+    store.add_steps("old", [Step(number=1, images=(Image(b"1", "image/png"),))], [1])
     store.save(a_task("old-and-at-work"))
     now = KEPT_FOR + 1
     for number in range(MOST_TASKS + 1):
@@ -147,7 +146,7 @@ def test_images_beyond_the_limit_are_not_kept(store: TaskStore) -> None:
     store.save(a_task())
     half = Image(bytes(MOST_IMAGE_BYTES // 2), "image/png")
     for number in (1, 2, 3):
-        store.add_step("t-1", Step(number=number, images=(half,)), None)
+        store.add_steps("t-1", [Step(number=number, images=(half,))], None)
     assert [len(step.images) for step in store.load("ann", "t-1").steps] == [1, 1, 0]
 
 

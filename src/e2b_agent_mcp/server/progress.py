@@ -18,6 +18,7 @@ class Progress:
     def __init__(self) -> None:
         self._words = ""
         self._news = anyio.Event()
+        self._started = anyio.current_time()
 
     async def printed(self, text: str) -> None:
         """Appends to what is not sent yet."""
@@ -32,13 +33,20 @@ class Progress:
         self._news.set()
 
     async def send(self, report: Report) -> None:
-        started = anyio.current_time()
         while True:
             with anyio.move_on_after(TICK):
                 await self._news.wait()
-            elapsed = anyio.current_time() - started
-            await report(elapsed, None, self._take() or f"running for {elapsed:.0f} s")
+            await report(self._elapsed, None, self._take() or f"running for {self._elapsed:.0f} s")
             await anyio.sleep(INTERVAL)
+
+    async def send_rest(self, report: Report) -> None:
+        """What came in the last moment of a call."""
+        if words := self._take():
+            await report(self._elapsed, None, words)
+
+    @property
+    def _elapsed(self) -> float:
+        return anyio.current_time() - self._started
 
     def _take(self) -> str:
         words, self._words, self._news = self._words.strip(), "", anyio.Event()
@@ -54,6 +62,7 @@ async def reporting(report: Report) -> AsyncIterator[Progress]:
         tasks.start_soon(progress.send, report)
         try:
             yield progress
+            await progress.send_rest(report)
         except Exception as exc:  # raised below as it is: the task group would wrap it
             failure = exc
         tasks.cancel_scope.cancel()

@@ -26,7 +26,7 @@ import anyio.to_thread
 from e2b_agent_mcp.agent import AgentEvent, AgentRunner, Budget, Failure, ModelRetry, StepFinished
 from e2b_agent_mcp.agent.budget import add
 from e2b_agent_mcp.agent.choice import choose
-from e2b_agent_mcp.errors import E2BAgentError, InvalidArgumentError
+from e2b_agent_mcp.errors import E2BAgentError, InvalidArgumentError, NotFoundError
 from e2b_agent_mcp.lifecycle import FileInfo, Lease, SandboxManager
 from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.settings import Settings
@@ -99,6 +99,7 @@ class _Live:
     callers: int = 0  # that wait for it
     stopped: bool = False  # by a caller
     runner: AgentRunner | None = None
+    stored: int  # steps, of all runs
     doing: str = ""
 
     def now(self) -> TaskRecord:
@@ -210,6 +211,14 @@ class TaskRegistry:
             )
         return record
 
+    async def stop(self, request: TaskRequest) -> TaskRecord:
+        """Cancels the task that was asked for and is not over."""
+        live = self._same(request)
+        if live is None:
+            raise NotFoundError("The task is over.")
+        live.stop()
+        return await self._attend(live, CANCEL_LIMIT, None)
+
     async def end_session(self, key: SessionKey) -> None:
         """Cancels the session's tasks; a later one in it knows nothing of those before."""
         for live in [live for live in self._live.values() if live.record.key == key]:
@@ -240,7 +249,7 @@ class TaskRegistry:
             )
         if self._tasks is None:
             raise RuntimeError("Use the registry with `async with`.")
-        live = _Live(request=request, record=record, prepare=prepare)
+        live = _Live(request=request, record=record, prepare=prepare, stored=len(record.steps))
         self._live[record.task_id] = live
         self._tasks.start_soon(self._carry_out, live)
         return live
@@ -353,11 +362,9 @@ class TaskRegistry:
         )
 
     async def _on_event(self, live: _Live, event: AgentEvent) -> None:
-        event = _numbered(event, after=len(live.record.steps))
-        if isinstance(event, StepFinished) and live.runner is not None:
-            memory = live.runner.snapshot().memory
-            await self._do(self._store.add_step, live.record.task_id, event.step, memory)
-        await live.tell(event)
+        if isinstance(event, StepFinished):
+            await self._keep_steps(live)
+        await live.tell(_numbered(event, after=len(live.record.steps)))
 
     async def _files(self, lease: Lease) -> tuple[NewFile, ...]:
         found: list[FileInfo] = []
@@ -378,9 +385,15 @@ class TaskRegistry:
 
     async def _keep(self, live: _Live, record: TaskRecord) -> None:
         await self._do(self._store.save, record)
+        await self._keep_steps(live)
+
+    async def _keep_steps(self, live: _Live) -> None:
+        """Those that are not stored yet; one that was cut short comes without a word of its end."""
         if live.runner is not None:
+            steps = live.now().steps[live.stored :]
+            live.stored += len(steps)
             memory = live.runner.snapshot().memory
-            await self._do(self._store.remember, record.task_id, memory)
+            await self._do(self._store.add_steps, live.record.task_id, steps, memory)
 
     async def _do(self, action: Callable[..., T], *args: object) -> T:
         return await anyio.to_thread.run_sync(partial(action, *args), limiter=self._one)

@@ -107,33 +107,29 @@ class TaskStore:
             )
             self._prune(database)
 
-    def add_step(self, task_id: str, step: Step, memory: object) -> None:
-        """Writes a step that is over, with what the agent needs to go on after it."""
+    def add_steps(self, task_id: str, steps: Sequence[Step], memory: object) -> None:
+        """Writes steps that are over, with what the agent needs to go on after them."""
         with self._writing() as database:
-            database.execute(
-                "INSERT OR REPLACE INTO steps VALUES (?, ?, ?)",
-                (task_id, step.number, json.dumps(step_to_json(step))),
-            )
-            (size,) = database.execute(
-                "SELECT COALESCE(SUM(LENGTH(data)), 0) FROM images WHERE task_id=?", (task_id,)
-            ).fetchone()
-            for image in step.images:
-                size += len(image.data)
-                if size <= MOST_IMAGE_BYTES:
-                    row = (task_id, step.number, image.mime_type, image.data)
-                    database.execute("INSERT INTO images VALUES (?, ?, ?, ?)", row)
-            self._remember(database, task_id, memory)
-
-    def remember(self, task_id: str, memory: object) -> None:
-        with self._writing() as database:
-            self._remember(database, task_id, memory)
-
-    def _remember(self, database: sqlite3.Connection, task_id: str, memory: object) -> None:
-        if memory is not None:
+            for step in steps:
+                self._add_step(database, task_id, step)
             database.execute(
                 "UPDATE tasks SET memory=?, updated_at=? WHERE task_id=?",
-                (json.dumps(memory), self._clock(), task_id),
+                (json.dumps(memory) if memory else None, self._clock(), task_id),
             )
+
+    def _add_step(self, database: sqlite3.Connection, task_id: str, step: Step) -> None:
+        database.execute(
+            "INSERT INTO steps VALUES (?, ?, ?)",
+            (task_id, step.number, json.dumps(step_to_json(step))),
+        )
+        (size,) = database.execute(
+            "SELECT COALESCE(SUM(LENGTH(data)), 0) FROM images WHERE task_id=?", (task_id,)
+        ).fetchone()
+        for image in step.images:
+            size += len(image.data)
+            if size <= MOST_IMAGE_BYTES:
+                row = (task_id, step.number, image.mime_type, image.data)
+                database.execute("INSERT INTO images VALUES (?, ?, ?, ?)", row)
 
     def load(self, owner: str, task_id: str) -> TaskRecord:
         """Raises `NotFoundError` for a task of another owner too."""
