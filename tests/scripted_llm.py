@@ -96,6 +96,10 @@ class ScriptedLLM:
         """Adds replies; a function makes its reply from the request's body."""
         self._turns.extend(turns)
 
+    def forget(self) -> None:
+        """Drops the replies that nobody has asked for yet."""
+        self._turns.clear()
+
     @property
     def unused(self) -> int:
         """Replies that nobody has asked for yet."""

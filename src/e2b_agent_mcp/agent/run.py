@@ -3,25 +3,22 @@
     runner = AgentRunner(task, lease, settings=settings, on_event=show)
     run = await runner.run()
 
-smolagents blocks, so it has a thread; all it does there is to call back into the event loop, for
-each reply of the model and each run of code. These calls run inside the cancel scope of whoever
-awaits `run`: cancelling it closes the model's connection and stops the code at once, and `snapshot`
-then tells what was done until there.
+smolagents blocks, so it has a thread; all it does there is to call back into the task that awaits
+`run`, for each reply of the model and each run of code. Cancelling that task closes the model's
+connection and stops the code at once; `snapshot` then tells what was done until there.
 """
 
-import concurrent.futures
 import logging
 import time
-from asyncio import CancelledError
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
-import anyio.lowlevel
-from anyio import CapacityLimiter, from_thread, to_thread
+from anyio import to_thread
 
 from e2b_agent_mcp.agent import libraries
+from e2b_agent_mcp.agent.bridge import Bridge
 from e2b_agent_mcp.agent.budget import LEAST_REPLY, Budget
 from e2b_agent_mcp.agent.choice import choose, keys
 from e2b_agent_mcp.agent.events import (
@@ -58,9 +55,6 @@ logger = logging.getLogger(__name__)
 LARGEST_CAP = 32_000  # tokens; a reply that may be longer than this needs no cap of ours
 CUT_SHORT = "The code did not run to its end."
 NOTHING_SHOWN = "(nothing was printed)"
-
-# A blocking call into the event loop raises either when the run is cancelled.
-_CANCELLED = (CancelledError, concurrent.futures.CancelledError)
 
 
 async def ignore(event: AgentEvent) -> None:
@@ -104,6 +98,7 @@ class AgentRunner:
             on_text=self._on_text,
             on_retry=self._on_retry,
         )
+        self._bridge = Bridge()
         self._workspace = Workspace(lease, on_output=self._on_output)
         self._prompt = ""  # the task, and what is in the sandbox
         self._agent: SessionAgent | None = None
@@ -160,9 +155,7 @@ class AgentRunner:
         await preload()
         facts = await self._workspace.prepare()
         self._prompt = task_prompt(self._task, facts, self._lease.lost)
-        # A thread of its own: the event loop's few are not to be used up by agents.
-        await to_thread.run_sync(self._work, limiter=CapacityLimiter(1))
-        await anyio.lowlevel.checkpoint_if_cancelled()
+        await self._bridge.run(self._work)
 
     # In the agent's thread.
 
@@ -172,8 +165,6 @@ class AgentRunner:
         try:
             self._build()
             self._drive()
-        except _CANCELLED:
-            return
         except Aborted as exc:
             if exc.__cause__ is not None:
                 raise exc.__cause__ from None
@@ -216,7 +207,7 @@ class AgentRunner:
             for item in items:
                 if isinstance(item, ActionStep) and len(self._steps) > told:
                     told = len(self._steps)
-                    from_thread.run(self._finished, self._steps[-1])
+                    self._bridge.call(self._finished, self._steps[-1])
                 elif isinstance(item, FinalAnswerStep):
                     answer = item.output
         except AgentGenerationError as exc:
@@ -235,7 +226,7 @@ class AgentRunner:
             raise Aborted(reason or "the next call could exceed its limit of tokens or dollars")
         if longest < LARGEST_CAP:
             request = replace(request, longest=int(longest))
-        return from_thread.run(self._reply, request, is_last)
+        return self._bridge.call(self._reply, request, is_last)
 
     def _execute(self, code: str) -> Observation:
         from e2b_agent_mcp.agent.executor import Aborted
@@ -244,7 +235,7 @@ class AgentRunner:
         if left <= 0:
             raise Aborted(self._budget.exceeded(self._usage()))
         try:
-            return from_thread.run(self._observe, code, min(self._settings.step_timeout, left))
+            return self._bridge.call(self._observe, code, min(self._settings.step_timeout, left))
         except Exception as exc:  # for the model there is nothing to be done about it
             raise Aborted from exc
 
