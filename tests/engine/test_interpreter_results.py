@@ -70,7 +70,9 @@ async def test_a_long_data_frame_is_shown_without_its_data(sandbox: AsyncSandbox
 
 
 async def test_a_box_plot_is_told_from_lines(sandbox: AsyncSandbox) -> None:
-    code = "import matplotlib.pyplot as plt; plt.boxplot([[1, 2, 3], [2, 3, 9]]); plt.show()"
+    code = (
+        "import matplotlib.pyplot as plt; plt.boxplot([[1, 2, 3], [2, 3, 9]], patch_artist=True);"
+    )
     execution = await sandbox.run_code(code)
     assert isinstance(execution.results[0].chart, BoxAndWhiskerChart)
 

@@ -54,7 +54,7 @@ GUEST_REQUIREMENTS = (
 # What user code finds, after E2B's own template; majors fixed where results depend on them.
 USER_REQUIREMENTS = (
     "beautifulsoup4>=4.12,<5",
-    "matplotlib>=3.10,<3.11",  # e2b-charts does not know box plots of 3.11
+    "matplotlib>=3.10,<3.11",  # the series that e2b-charts was made for
     "numpy>=2.2,<3",
     "openpyxl>=3.1,<4",
     "orjson>=3.10,<4",
