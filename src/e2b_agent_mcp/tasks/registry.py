@@ -13,6 +13,7 @@ waits for its turn.
 """
 
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -251,6 +252,8 @@ class TaskRegistry:
             raise RuntimeError("Use the registry with `async with`.")
         live = _Live(request=request, record=record, prepare=prepare, stored=len(record.steps))
         self._live[record.task_id] = live
+        # Side by side: the session's next call must not overtake the task while it is written.
+        self._tasks.start_soon(self._write, self._store.save, record)
         self._tasks.start_soon(self._carry_out, live)
         return live
 
@@ -295,7 +298,6 @@ class TaskRegistry:
         error: Failure | None = None
         try:
             with live.scope:
-                await self._do(self._store.save, live.record)
                 status = await self._work(live)
         except E2BAgentError as exc:
             error = Failure(code=exc.code, message=exc.message, hint=exc.hint)
@@ -384,7 +386,7 @@ class TaskRegistry:
         logger.info("task %s %s after %d steps", record.task_id, record.status, len(record.steps))
 
     async def _keep(self, live: _Live, record: TaskRecord) -> None:
-        await self._do(self._store.save, record)
+        await self._write(self._store.save, record)
         await self._keep_steps(live)
 
     async def _keep_steps(self, live: _Live) -> None:
@@ -393,7 +395,14 @@ class TaskRegistry:
             steps = live.now().steps[live.stored :]
             live.stored += len(steps)
             memory = live.runner.snapshot().memory
-            await self._do(self._store.add_steps, live.record.task_id, steps, memory)
+            await self._write(self._store.add_steps, live.record.task_id, steps, memory)
+
+    async def _write(self, action: Callable[..., None], *args: object) -> None:
+        """A task does not fail because the disk is full."""
+        try:
+            await self._do(action, *args)
+        except sqlite3.Error as exc:
+            logger.warning("a task could not be stored: %s", exc)
 
     async def _do(self, action: Callable[..., T], *args: object) -> T:
         return await anyio.to_thread.run_sync(partial(action, *args), limiter=self._one)
