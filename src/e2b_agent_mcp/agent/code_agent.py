@@ -19,7 +19,7 @@ from e2b_agent_mcp.agent.executor import WorkspaceExecutor
 from e2b_agent_mcp.agent.llm import Reply, Request
 from e2b_agent_mcp.agent.messages import has_images, to_messages
 from e2b_agent_mcp.agent.prompts import CLOSING, OPENING, Conditions, templates
-from e2b_agent_mcp.errors import ModelError
+from e2b_agent_mcp.errors import ModelContextError, ModelError
 
 if TYPE_CHECKING:
     from smolagents.agents import PromptTemplates
@@ -49,6 +49,7 @@ class AgentModel(Model):
         super().__init__(model_id=model_id)
         self._ask = ask
         self._images = images
+        self._shorten = False
 
     # Any: smolagents' options; an agent of code passes only these.
     def generate(
@@ -79,17 +80,21 @@ class AgentModel(Model):
         options: dict[str, Any],
         is_last: bool,
     ) -> Reply:
-        messages = to_messages(memory, images=self._images)
-        request = Request(messages=messages, stop=stop, options=options)
-        try:
-            return self._ask(request, is_last)
-        except ModelError as exc:
-            if type(exc) is not ModelError or not has_images(messages):
-                raise
-        # It may have refused the images: a broken one would end every later call too.
-        self._images = False
-        messages = to_messages(memory, images=False)
-        return self._ask(Request(messages=messages, stop=stop, options=options), is_last)
+        """Asks, and once more with less where less may help; later calls then send less too."""
+        while True:
+            messages = to_messages(memory, images=self._images, shorten=self._shorten)
+            request = Request(messages=messages, stop=stop, options=options)
+            try:
+                return self._ask(request, is_last)
+            except ModelContextError:
+                if self._shorten:
+                    raise
+                self._shorten, self._images = True, False
+            except ModelError as exc:
+                # It may have refused the images: a broken one would end every later call too.
+                if type(exc) is not ModelError or not has_images(messages):
+                    raise
+                self._images = False
 
 
 class SessionAgent(CodeAgent):

@@ -11,9 +11,12 @@ from typing import Any
 from smolagents.models import ChatMessage, MessageRole
 
 from e2b_agent_mcp.agent.events import Image
+from e2b_agent_mcp.agent.text import cut
 
 STEPS_WITH_IMAGES = 2  # the newest
 MOST_IMAGES = 4  # of one step
+NEWEST = 3  # messages that stay whole when the others are shortened
+SHORTENED = 400  # characters
 SHOWN_TYPES = frozenset({"image/png", "image/jpeg"})
 
 _ROLES = {
@@ -27,8 +30,13 @@ _ROLES = {
 Part = dict[str, Any]
 
 
-def to_messages(memory: Sequence[ChatMessage], *, images: bool) -> list[dict[str, object]]:
-    """Neighbours of one role become one message: some services refuse them apart."""
+def to_messages(
+    memory: Sequence[ChatMessage], *, images: bool, shorten: bool = False
+) -> list[dict[str, object]]:
+    """Neighbours of one role become one message: some services refuse them apart.
+
+    `shorten` cuts all that was shown but the task and the newest, for a model of small context.
+    """
     with_images = [index for index, message in enumerate(memory) if _images(message)]
     shown = set(with_images[-STEPS_WITH_IMAGES:]) if images else set()
     merged: list[tuple[str, list[Part]]] = []
@@ -36,6 +44,8 @@ def to_messages(memory: Sequence[ChatMessage], *, images: bool) -> list[dict[str
         if (role := _ROLES.get(message.role)) is None:
             continue
         parts = _texts(message)
+        if shorten and message.role == MessageRole.TOOL_RESPONSE and index < len(memory) - NEWEST:
+            parts = [{**part, "text": cut(part["text"], SHORTENED)} for part in parts]
         if index in shown:
             parts += map(_image_part, _images(message)[:MOST_IMAGES])
         if merged and merged[-1][0] == role:
