@@ -34,7 +34,7 @@ def mentioned_commands() -> list[str]:
 
 def settings_row(option: Option) -> str:
     default = option.default
-    if default in (None, ()) or isinstance(default, Secret):
+    if default in (None, (), "") or isinstance(default, Secret):
         shown = "-"
     else:
         shown = f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
