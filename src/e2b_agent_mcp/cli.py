@@ -32,6 +32,7 @@ from e2b_agent_mcp.settings import Settings, config_path, read_config
 if TYPE_CHECKING:
     from e2b_agent_mcp.engine import EngineAddress
     from e2b_agent_mcp.lifecycle import Lease, Progress, Run, SandboxManager
+    from e2b_agent_mcp.tasks import TaskRequest
 
 NAME = "e2b-agent-mcp"
 NEVER = 10 * 365 * 86_400.0  # seconds
@@ -139,6 +140,37 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--timeout", dest="runs__timeout", type=float, help="limit in seconds")
     run.add_argument("--json", action="store_true", help="print what the tool run_python returns")
 
+    task = add("task", _task, "have the agent do a task in a session")
+    task.add_argument("task", nargs="?", default="", metavar="TASK", help="what to do")
+    _add_task_options(task)
+    task.add_argument(
+        "--continue", dest="task_id", default="", metavar="ID", help="a task to go on with"
+    )
+    task.add_argument("--new", action="store_true", help="without what the session's tasks know")
+    task.add_argument(
+        *("--file", "-f"),
+        dest="files",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="file to give to the agent; may be repeated",
+    )
+    task.add_argument(
+        *("--package", "-p"),
+        dest="packages",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="PyPI requirement to install first; may be repeated",
+    )
+    task.add_argument(
+        "--json", action="store_true", help="print what the tool run_agent_task returns"
+    )
+
+    interactive = add("interactive", _interactive, "give the agent tasks one after the other")
+    _add_task_options(interactive)
+
     sessions = add("sessions", _sessions, "list sessions, or end one")
     sessions.add_argument("action", nargs="?", choices=("list", "end"), default="list")
     sessions.add_argument("name", nargs="?", metavar="NAME", help="session to end")
@@ -156,6 +188,22 @@ def build_parser() -> argparse.ArgumentParser:
     engine.add_argument("--json", action="store_true", help="print one line of JSON, then serve")
     engine.add_argument("--stop", action="store_true", help="end a running one and its sandboxes")
     return parser
+
+
+def _add_task_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--session", help="session to work in; its variables and files stay")
+    parser.add_argument("--model", help="language model, as LiteLLM names it")
+    parser.add_argument("--max-steps", dest="agent__max_steps", type=int, help="most steps")
+    parser.add_argument(
+        "--max-cost", dest="agent__max_cost_usd", type=float, help="most US dollars for one task"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("e2b-agent-mcp-output"),
+        metavar="DIR",
+        help="folder of the plots (default: ./e2b-agent-mcp-output)",
+    )
 
 
 def _clients() -> list[str]:
@@ -258,6 +306,38 @@ async def _structured(lease: "Lease", run: "Run", settings: Settings) -> Mapping
 
 def _exit_code(run: "Run") -> int:
     return {"ok": 0, "error": 1, "timeout": 124, "interrupted": 130}[run.status]
+
+
+def _task(args: argparse.Namespace, settings: Settings) -> int:
+    from e2b_agent_mcp.commands.task import TaskOptions, run_task
+
+    if not args.task.strip() and not args.task_id:
+        raise InvalidArgumentError("task: say what to do, or --continue a task.")
+    request = replace(
+        _request(args, settings), task=args.task.strip(), task_id=args.task_id, new=args.new
+    )
+    options = TaskOptions(
+        packages=tuple(args.packages),
+        files=tuple(args.files),
+        output=args.output,
+        as_json=args.json,
+    )
+    return run_task(request, options, settings)
+
+
+def _interactive(args: argparse.Namespace, settings: Settings) -> int:
+    from e2b_agent_mcp.commands.interactive import converse
+    from e2b_agent_mcp.connection import tasks_dir
+
+    history = tasks_dir(settings) / "history"
+    return converse(_request(args, settings), args.output, settings, history)
+
+
+def _request(args: argparse.Namespace, settings: Settings) -> "TaskRequest":
+    from e2b_agent_mcp.tasks import TaskRequest
+
+    key = SessionKey(settings.local_owner, args.session or settings.session)
+    return TaskRequest(key=key, task="", model=args.model)
 
 
 def _sessions(args: argparse.Namespace, settings: Settings) -> int:
