@@ -148,9 +148,11 @@ def test_the_sync_sdk_polls(e2b: E2B) -> None:
     sandbox = e2b.Sandbox.create()
     sandbox.files.make_dir("d")
     watch = sandbox.files.watch_dir("d", recursive=True)
-    sandbox.commands.run("mkdir d/sub; : > d/sub/file; echo x > d/sub/file")
+    sandbox.commands.run("mkdir d/sub")
+    assert poll_until(watch.get_new_events, (CREATE, "sub")) == [(CREATE, "sub")]
+    sandbox.commands.run(": > d/sub/file; echo x > d/sub/file")
     seen = poll_until(watch.get_new_events, (WRITE, "sub/file"))
-    assert seen == [(CREATE, "sub"), (CREATE, "sub/file"), (WRITE, "sub/file")]
+    assert seen[0] == (CREATE, "sub/file")
     assert watch.get_new_events() == []
     watch.stop()
     with pytest.raises(SandboxException):

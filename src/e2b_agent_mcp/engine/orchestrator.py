@@ -159,7 +159,10 @@ class Orchestrator:
         finally:
             self._starting -= 1
             self._touch()
-        sandbox.end_at = self.clock.now() + spec.timeout
+        # Counted from when it can be listed: of two creators that race and then look, the later
+        # one sees the earlier, and both take that one for the older.
+        sandbox.started_at = self.clock.now()
+        sandbox.end_at = sandbox.started_at + spec.timeout
         self._sandboxes[sandbox.id] = sandbox
         logger.info("created %s", sandbox.id)
         return sandbox
