@@ -9,6 +9,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 START_TIMEOUT = 600  # seconds; the first run on a machine builds the template
 END_TIMEOUT = 5  # seconds; the promise is 2
+
+
+def pytest_configure() -> None:
+    # A shell's background job, as a test run may be, hands an ignored SIGINT on to its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -82,8 +82,6 @@ def test_run_refuses_a_missing_file(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_ctrl_c_ends_a_run_quietly(shell: Shell) -> None:
     code = "import time; print('up'); time.sleep(60)"
-    # A shell's background job, as a test run may be, hands an ignored SIGINT on to its children.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "e2b_agent_mcp", "run", "-c", code],
         env=shell.environment,
