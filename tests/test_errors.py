@@ -156,3 +156,30 @@ def test_our_own_error_passes_unchanged() -> None:
     with pytest.raises(NotFoundError) as caught, sandbox_errors("testing"):
         raise ours
     assert caught.value is ours
+
+
+@pytest.mark.parametrize(
+    ("raised", "reached"),
+    [
+        pytest.param(
+            e2b.TimeoutException('{"message":"The sandbox was not found"}'), False, id="no address"
+        ),
+        pytest.param(
+            e2b.SandboxNotRunningException("The sandbox was not found: It"), False, id="by RPC"
+        ),
+        pytest.param(httpx.ConnectError("refused"), False, id="no connection"),
+        pytest.param(
+            e2b.TimeoutException("The sandbox was killed while the request was in progress."),
+            True,
+            id="killed under the request",
+        ),
+        pytest.param(httpx.ReadError("reset"), True, id="connection lost"),
+        pytest.param(httpx.ReadTimeout("late"), True, id="no answer"),
+    ],
+)
+def test_only_what_certainly_came_to_no_sandbox_may_be_sent_again(
+    raised: Exception, reached: bool
+) -> None:
+    with pytest.raises(SandboxError) as translated, sandbox_errors("running code"):
+        raise raised
+    assert translated.value.reached is reached

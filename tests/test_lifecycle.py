@@ -3,10 +3,12 @@
 import os
 import signal
 import sys
+import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 
 import anyio
@@ -276,13 +278,71 @@ async def test_a_sandbox_lost_between_calls_is_replaced_and_the_loss_told(
         await text(first, "x = 1")
     await e2b.AsyncSandbox.kill(first.sandbox_id)
     async with manager.lease(key) as second:
-        assert second.state == "recreated"
-        assert "variables, files and installed packages of the session are gone" in second.lost
         run = await second.run_code("x", timeout=30)
         assert run.execution.error is not None
         assert run.execution.error.name == "NameError"
+        assert second.state == "recreated"
+        assert "variables, files and installed packages of the session are gone" in second.lost
     async with manager.lease(key) as third:
         assert (third.state, third.lost) == ("reused", "")
+
+
+async def stream() -> AsyncIterator[bytes]:
+    yield b"streamed"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(lambda lease: lease.confirm(), id="confirm"),
+        pytest.param(lambda lease: lease.run_command("true", timeout=30), id="command"),
+        pytest.param(lambda lease: lease.list_files("/home/user"), id="list"),
+        pytest.param(lambda lease: lease.write_file("a", b"whole"), id="write"),
+        pytest.param(lambda lease: lease.write_file("a", stream()), id="write a stream"),
+        pytest.param(lambda lease: lease.restart(), id="restart"),
+    ],
+)
+async def test_whatever_a_lease_does_first_goes_to_a_new_sandbox_if_its_own_ended(
+    manager: SandboxManager,
+    key: SessionKey,
+    e2b: E2B,
+    use: Callable[[Lease], Awaitable[object]],
+) -> None:
+    async with manager.lease(key) as first:
+        pass
+    await e2b.AsyncSandbox.kill(first.sandbox_id)
+    async with manager.lease(key) as second:
+        await use(second)
+        assert (second.state, second.sandbox_id == first.sandbox_id) == ("recreated", False)
+
+
+async def test_a_sandbox_lost_within_a_lease_is_not_replaced_behind_its_back(
+    manager: SandboxManager, key: SessionKey, e2b: E2B
+) -> None:
+    async with manager.lease(key) as lease:
+        await lease.write_file("input.csv", b"a\n1\n")
+        await e2b.AsyncSandbox.kill(lease.sandbox_id)
+        with pytest.raises(SandboxLostError):
+            await lease.run_code("open('input.csv')", timeout=30)
+
+
+async def test_a_lease_soon_after_another_asks_e2b_nothing(
+    engine: EngineAddress, key: SessionKey, e2b: E2B
+) -> None:
+    passed = 0.0
+
+    async def end_at() -> datetime:
+        async with manager.lease(key) as lease:
+            pass
+        return (await e2b.AsyncSandbox.get_info(lease.sandbox_id)).end_at
+
+    async with SandboxManager(
+        SETTINGS, connect=Connector(engine), clock=lambda: time.monotonic() + passed
+    ) as manager:
+        created = await end_at()
+        assert await end_at() == created
+        passed = SETTINGS.sandboxes.timeout / 9
+        assert await end_at() > created
 
 
 async def test_code_is_not_run_again_when_its_sandbox_is_lost(
@@ -304,6 +364,19 @@ async def test_a_paused_sandbox_is_resumed_with_its_variables(
         await text(lease, "x = 42")
     assert await e2b.AsyncSandbox.pause(lease.sandbox_id)
     assert [s.state for s in await manager.list_sessions(key.owner)] == ["paused"]
+    async with manager.lease(key) as lease:
+        assert await text(lease, "x") == "42"
+        assert (lease.state, lease.lost) == ("resumed", "")
+
+
+async def test_a_sandbox_paused_under_a_run_keeps_its_variables(
+    manager: SandboxManager, key: SessionKey, e2b: E2B
+) -> None:
+    async with manager.lease(key) as lease:
+        await text(lease, "x = 42")
+        with pytest.RaisesGroup(pytest.RaisesExc(SandboxUnavailableError, match="paused")):
+            async with started(lease, "import time\nprint('on', flush=True)\ntime.sleep(60)"):
+                assert await e2b.AsyncSandbox.pause(lease.sandbox_id)
     async with manager.lease(key) as lease:
         assert (lease.state, lease.lost) == ("resumed", "")
         assert await text(lease, "x") == "42"
@@ -338,8 +411,8 @@ async def test_an_engine_that_ended_is_started_again_and_the_loss_told(
         assert heard == ["Starting the engine", "Creating a sandbox"]
         assert await stop(engine_options(settings))
         async with manager.lease(key) as second:
-            assert second.state == "recreated"
             assert await text(second, "1 + 1") == "2"
+            assert second.state == "recreated"
     assert await stop(engine_options(settings))
 
 

@@ -149,6 +149,10 @@ def test_a_sandbox_is_extended_after_a_tenth_of_its_life() -> None:
     slot = held(pool, "one", until=pool.end_at(0))
     assert not pool.must_extend(slot, now=60)
     assert pool.must_extend(slot, now=61)
+    slot.doubted = True
+    assert pool.must_extend(slot, now=0)
+    slot.extend(pool.end_at(0))
+    assert not pool.must_extend(slot, now=0)
     assert pool.heartbeat == 200
 
 

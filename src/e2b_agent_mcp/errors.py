@@ -68,7 +68,10 @@ class TooLargeError(E2BAgentError):
 
 
 class SandboxError(E2BAgentError):
+    """`reached` is False when the request certainly came to no sandbox, so may be sent again."""
+
     code = "sandbox_error"
+    reached = True
 
 
 class AuthenticationError(SandboxError):
@@ -164,10 +167,12 @@ def _transport_error(exc: Exception, doing: str) -> SandboxError | None:
         )
     if not isinstance(exc, (httpx.HTTPError, OSError)):
         return None
-    return SandboxUnavailableError(
+    error = SandboxUnavailableError(
         f"E2B could not be reached while {doing} ({type(exc).__name__}).",
         hint="Check the network, HTTPS_PROXY, E2B_DOMAIN and E2B_API_URL, then try again.",
     )
+    error.reached = not isinstance(exc, httpx.ConnectError)
+    return error
 
 
 def _sdk_error(exc: Exception, doing: str) -> E2BAgentError | None:
@@ -185,7 +190,7 @@ def _sdk_error(exc: Exception, doing: str) -> E2BAgentError | None:
             hint="Wait a moment and try again, or end sessions that are no longer needed.",
         )
     if isinstance(exc, (e2b.SandboxNotRunningException, e2b.SandboxNotFoundException)):
-        return _lost(doing)
+        return _lost(str(exc), doing)
     if isinstance(exc, e2b.TimeoutException):
         return _sdk_timeout(str(exc), doing)
     if isinstance(exc, (e2b.NotFoundException, e2b.FileNotFoundException)):
@@ -215,7 +220,7 @@ def _sdk_error(exc: Exception, doing: str) -> E2BAgentError | None:
 def _sdk_timeout(text: str, doing: str) -> SandboxError:
     """E2B's timeouts also stand for a sandbox that is gone, told apart by their words alone."""
     if "was not found" in text or "was killed" in text:
-        return _lost(doing)
+        return _lost(text, doing)
     if "port is not open" in text:
         return SandboxError(
             f"The sandbox runs, but its service did not answer while {doing}.",
@@ -245,8 +250,11 @@ def _no_answer(doing: str) -> SandboxTimeoutError:
     )
 
 
-def _lost(doing: str) -> SandboxLostError:
-    return SandboxLostError(
+def _lost(text: str, doing: str) -> SandboxLostError:
+    error = SandboxLostError(
         f"The sandbox ended while {doing}; its variables and files are gone.",
         hint="Run the code again: a new sandbox is created.",
     )
+    # E2B's proxy says so of a sandbox that it has no address of.
+    error.reached = "was not found" not in text
+    return error

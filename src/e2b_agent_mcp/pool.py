@@ -100,12 +100,17 @@ class Slot:
     end_at: float = -math.inf  # when E2B ends it, by our clock, unless extended
     creating: bool = False
     created: bool = False  # created, and no lease has told its caller yet
+    doubted: bool = False  # a call failed since E2B last answered for the sandbox
     lost: str = ""  # what the next lease tells its caller
 
     def hold(self, sandbox_id: str, *, generation: int, end_at: float) -> None:
         self.sandbox_id = sandbox_id
         self.generation = max(self.generation, generation)
+        self.extend(end_at)
+
+    def extend(self, end_at: float) -> None:
         self.end_at = end_at
+        self.doubted = False
 
     def lose(self, sandbox_id: str, why: str) -> None:
         """Drops the sandbox if it is still the session's: one ended on purpose is not lost."""
@@ -139,8 +144,12 @@ class Pool:
         return now + self._life
 
     def must_extend(self, slot: Slot, now: float) -> bool:
-        """True when a tenth of the sandbox's life has passed since it was last extended."""
-        return slot.end_at - now < 0.9 * self._life
+        """True when a tenth of the sandbox's life has passed since it was last extended.
+
+        Until then a lease asks E2B nothing: a call to a sandbox that ended meanwhile fails before
+        it reached anything, and is then sent to a new one.
+        """
+        return slot.doubted or slot.end_at - now < 0.9 * self._life
 
     @property
     def heartbeat(self) -> float:

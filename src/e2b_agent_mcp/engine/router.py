@@ -124,7 +124,8 @@ class Router:
             # Returning in the middle of an answer makes the server abort the connection.
             return None
         if sandbox.machine is None or sandbox.state is State.PAUSED:
-            return not_found(sandbox.id)
+            # Not "was not found": the guest may have the request, so nobody may send it again.
+            return _bad_gateway(sandbox.id, "The sandbox was killed or paused before it answered")
         return _bad_gateway(sandbox.id, "The sandbox closed the connection before it answered")
 
 

@@ -1,9 +1,11 @@
 """What a call may do with its session's sandbox.
 
-Contract: code is sent once and never sent again. A run that is cut short (its time is over, its
-caller went away, it printed without end) is stopped before the session is handed on: the
-interpreter must answer, else it is started afresh, else the sandbox is ended; the result says
-which, in words.
+Contract: code that may have reached a sandbox is never sent again. When the first call of a lease
+finds that its sandbox had ended before, the session gets a new one and the call goes there.
+
+A run that is cut short (its time is over, its caller went away, it printed without end) is stopped
+before the session is handed on: the interpreter must answer, else it is started afresh, else the
+sandbox is ended; the result says which, in words.
 """
 
 import json
@@ -32,7 +34,14 @@ from e2b_agent_mcp.errors import (
     sandbox_errors,
 )
 from e2b_agent_mcp.lifecycle.control import Control, bounded
-from e2b_agent_mcp.pool import EXPLAIN_CRASH, EXPLAIN_STUCK, SandboxState, SessionKey, Slot
+from e2b_agent_mcp.pool import (
+    EXPLAIN_CRASH,
+    EXPLAIN_STUCK,
+    SandboxState,
+    SessionKey,
+    Slot,
+    expired,
+)
 from e2b_agent_mcp.settings import Settings
 
 if TYPE_CHECKING:
@@ -158,7 +167,7 @@ class Lease:
         reopen: Callable[[], Awaitable["Lease"]],
     ) -> None:
         self.session = session.key.name
-        self.state = state
+        self.state = state  # may change with the first call, as `lost` and the sandbox
         self.lost = lost  # for the model: what the session lost since its last lease
         self._session = session
         self._control = control
@@ -166,6 +175,7 @@ class Lease:
         self._handle: AsyncSandbox | None = handle
         self._sandbox_id = handle.sandbox_id
         self._reopen = reopen
+        self._answered = False  # this sandbox has done something for this lease
 
     @property
     def sandbox(self) -> "AsyncSandbox":
@@ -186,9 +196,14 @@ class Lease:
 
         `state` and `lost` tell what became of the session.
         """
+        self._session.slot.doubted = True
         fresh = await self._reopen()
         self._handle, self._sandbox_id = fresh.sandbox, fresh.sandbox_id
         self.state, self.lost = fresh.state, fresh.lost
+
+    async def confirm(self) -> None:
+        """For a caller that must know `state` and `lost` before it does anything else."""
+        await self.stat_file(HOME)
 
     async def run_code(
         self,
@@ -202,6 +217,23 @@ class Lease:
 
         Raises `SandboxLostError` when the sandbox ended under the code.
         """
+        return await self._first(lambda: self._run_code(code, timeout, on_stdout, on_stderr))
+
+    async def _first(self, call: Callable[[], Awaitable[T]]) -> T:
+        """A lease does not ask whether its sandbox still exists; its first call finds out."""
+        try:
+            answer = await call()
+        except SandboxError as exc:
+            if exc.reached or self._answered:
+                raise
+            await self.replace()
+            answer = await call()
+        self._answered = True
+        return answer
+
+    async def _run_code(
+        self, code: str, timeout: float, on_stdout: Output | None, on_stderr: Output | None
+    ) -> Run:
         await self._look_before_running()
         await self._await_interpreter()
         received = _Received(on_stdout, on_stderr)
@@ -236,6 +268,7 @@ class Lease:
             return "interrupted", received.execution, f"{FLOODED} {await self.settle()}"
         except SandboxError as exc:
             if not limit.cancel_called:
+                self._session.unsettled = exc.reached
                 raise await self._diagnose(exc) from exc
         return "timeout", received.execution, await self.settle()
 
@@ -249,8 +282,14 @@ class Lease:
         on_stderr: Output | None = None,
     ) -> CommandRun:
         """Runs a shell command; what it started in the background lives on."""
+        return await self._first(
+            lambda: self._run_command(command, timeout, cwd, _Received(on_stdout, on_stderr))
+        )
+
+    async def _run_command(
+        self, command: str, timeout: float, cwd: str | None, received: "_Received"
+    ) -> CommandRun:
         await self._look_before_running()
-        received = _Received(on_stdout, on_stderr)
         started = time.monotonic()
         status, exit_code, note = await self._command(command, timeout, cwd, received)
         return CommandRun(
@@ -330,7 +369,9 @@ class Lease:
 
     async def restart(self) -> None:
         """A fresh interpreter: variables are gone, files and running commands stay."""
-        await self._data("restarting the interpreter", self._restart_context, RESTART_LIMIT)
+        await self._first(
+            lambda: self._data("restarting the interpreter", self._restart_context, RESTART_LIMIT)
+        )
         self._session.unsettled = False
 
     async def settle(self) -> str:
@@ -348,6 +389,9 @@ class Lease:
                 return KEPT if self._session.executions >= before + 2 else RESTARTED
             if await self._answers(self._restart_context, RESTART_LIMIT):
                 return RESTARTED
+            found = await self._control.inspect(self._sandbox_id)
+            if found is not None and found.paused:
+                return UNKNOWN  # it answers nobody, and its state is to be kept
             await bounded("ending a sandbox", STOP_LIMIT, self._kill)
         except E2BAgentError as exc:
             logger.warning("not settled sandbox=%s: %s", self._sandbox_id, exc.message)
@@ -436,11 +480,15 @@ class Lease:
 
     async def list_files(self, path: str) -> list[FileInfo]:
         """One folder, hidden files included."""
-        entries = await self._data("listing files", lambda: self.sandbox.files.list(path))
+        entries = await self._first(
+            lambda: self._data("listing files", lambda: self.sandbox.files.list(path))
+        )
         return [_file_info(entry) for entry in entries]
 
     async def stat_file(self, path: str) -> FileInfo:
-        entry = await self._data("looking up a file", lambda: self.sandbox.files.get_info(path))
+        entry = await self._first(
+            lambda: self._data("looking up a file", lambda: self.sandbox.files.get_info(path))
+        )
         return _file_info(entry)
 
     async def read_file(self, path: str) -> bytes:
@@ -481,10 +529,15 @@ class Lease:
             raise _too_large(path, limit)
         seconds = self._settings.sandboxes.request_timeout + limit / TRANSFER_RATE
         self._session.baseline = None
-        await self._data(
-            "writing a file",
-            lambda: self.sandbox.files.write(path, data, request_timeout=seconds),
-            seconds,
+        if not isinstance(data, bytes):
+            # A stream can be read once only, so the sandbox has to be there.
+            await self.confirm()
+        await self._first(
+            lambda: self._data(
+                "writing a file",
+                lambda: self.sandbox.files.write(path, data, request_timeout=seconds),
+                seconds,
+            )
         )
 
     async def _data(
@@ -497,6 +550,7 @@ class Lease:
 
     async def _diagnose(self, error: SandboxError) -> SandboxError:
         """What a failed call means for the session: asks E2B whether the sandbox still exists."""
+        self._session.slot.doubted = True
         if isinstance(error, (AuthenticationError, RateLimitError)):
             return error
         try:
@@ -504,17 +558,23 @@ class Lease:
         except E2BAgentError:
             return error
         if found is None:
-            self._session.lose(self._sandbox_id, EXPLAIN_CRASH)
-            return SandboxLostError(
+            life = self._settings.sandboxes.timeout
+            why = EXPLAIN_CRASH if error.reached else expired(life)
+            self._session.lose(self._sandbox_id, why)
+            lost = SandboxLostError(
                 "The session's sandbox ended during this call (killed, out of memory, or failed): "
                 "variables, files and installed packages of the session are gone.",
                 hint="Call again to get a new sandbox; what ran may have taken effect outside it.",
             )
+            lost.reached = error.reached
+            return lost
         if found.paused:
-            return SandboxUnavailableError(
+            paused = SandboxUnavailableError(
                 f"{error.message} The sandbox was paused meanwhile; its state is kept.",
                 hint="Call again: the sandbox is resumed.",
             )
+            paused.reached = error.reached
+            return paused
         return error
 
 

@@ -205,6 +205,8 @@ class SandboxManager:
         sandbox_id = session.slot.sandbox_id
         if not sandbox_id:
             return None
+        if self._is_warm(session):
+            return "reused"
         if await self._extend(session, sandbox_id):
             if session.handle is None or not self._control.serves(session.handle):
                 session.handle = await self._control.open(sandbox_id)
@@ -214,6 +216,14 @@ class SandboxManager:
         if state is None:
             session.lose(sandbox_id, expired(self._settings.sandboxes.timeout))
         return state
+
+    def _is_warm(self, session: Session) -> bool:
+        return (
+            session.handle is not None
+            and self._control.serves(session.handle)
+            and not session.unsettled
+            and not self._pool.must_extend(session.slot, self._clock())
+        )
 
     async def _find(self, session: Session) -> SandboxState | None:
         """The sandbox that another process, or this one before it was restarted, made."""
@@ -290,7 +300,7 @@ class SandboxManager:
         now = self._clock()
         extended = await self._control.extend(sandbox_id)
         if extended and session.slot.sandbox_id == sandbox_id:
-            session.slot.end_at = self._pool.end_at(now)
+            session.slot.extend(self._pool.end_at(now))
         return extended
 
     async def _keep_alive(self, session: Session, lease: Lease, beating: anyio.CancelScope) -> None:

@@ -322,6 +322,7 @@ class TaskRegistry:
         if any(other.record.key == key for other in self._live.values() if other is not live):
             await live.say(f"Waiting for an earlier task of session {key.name}")
         async with self._manager.lease(key, on_progress=live.say) as lease:
+            await lease.confirm()
             live.doing = ""
             memory = await self._memory(live)
             brief = [await live.prepare(lease)]
