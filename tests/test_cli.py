@@ -105,6 +105,7 @@ def test_sessions_are_listed_and_ended(shell: Shell) -> None:
     found = json.loads(shell("sessions", "--json").stdout)
     assert "listed" in {item["session"] for item in found}
     assert re.search(r"^listed +running ", shell("sessions").stdout, re.MULTILINE)
+    assert shell("sessions", "prune", "--dry-run", "--json").stdout == "[]\n"
     assert shell("sessions", "end", "listed").returncode == 0
     assert shell("sessions", "end", "listed").returncode == 1
 

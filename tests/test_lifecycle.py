@@ -382,6 +382,37 @@ async def test_a_sandbox_paused_under_a_run_keeps_its_variables(
         assert await text(lease, "x") == "42"
 
 
+async def test_an_unused_sandbox_pauses_resumes_and_is_pruned_after_its_retention(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    pausing = SandboxSettings(timeout=1, idle_action="pause")
+
+    async def paused(manager: SandboxManager) -> list[str]:
+        with anyio.fail_after(10):
+            while [s.state for s in await manager.list_sessions(key.owner)] != ["paused"]:
+                pass
+        return [s.sandbox_id for s in await manager.list_sessions(key.owner)]
+
+    settings = replace(SETTINGS, sandboxes=pausing)
+    async with SandboxManager(settings, connect=Connector(engine)) as manager:
+        async with manager.lease(key) as first:
+            await text(first, "x = 42")
+        assert await paused(manager) == [first.sandbox_id]
+        async with manager.lease(key) as second:
+            assert await text(second, "x") == "42"
+            assert (second.state, second.sandbox_id) == ("resumed", first.sandbox_id)
+        assert await paused(manager) == [first.sandbox_id]
+        assert await manager.prune(key.owner) == []
+
+    brief = replace(SETTINGS, sandboxes=replace(pausing, retention=0))
+    async with SandboxManager(brief, connect=Connector(engine)) as manager:
+        assert [s.name for s in await manager.prune("another owner")] == []
+        for dry_run in (True, False):
+            pruned = await manager.prune(key.owner, dry_run=dry_run)
+            assert [s.sandbox_id for s in pruned] == [first.sandbox_id]
+        assert await manager.list_sessions(key.owner) == []
+
+
 async def test_a_leased_sandbox_outlives_its_timeout(
     engine: EngineAddress, key: SessionKey
 ) -> None:

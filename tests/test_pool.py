@@ -6,6 +6,7 @@ import pytest
 
 from e2b_agent_mcp.errors import InvalidArgumentError, SandboxLimitError
 from e2b_agent_mcp.pool import (
+    DUPLICATE_GRACE,
     FORGET_AFTER,
     Candidate,
     Pool,
@@ -17,6 +18,7 @@ from e2b_agent_mcp.pool import (
     new_metadata,
     of_session,
     owned_by,
+    superfluous,
 )
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -24,13 +26,18 @@ KEY = SessionKey("ann", "analysis")
 
 
 def candidate(
-    sandbox_id: str, *, session: str = "analysis", generation: str = "1", started: float = 0
+    sandbox_id: str,
+    *,
+    session: str = "analysis",
+    generation: str = "1",
+    started: float = 0,
+    paused: bool = False,
 ) -> Candidate:
     started_at = START + timedelta(seconds=started)
     return Candidate(
         sandbox_id=sandbox_id,
         metadata={"session": session, "generation": generation},
-        paused=False,
+        paused=paused,
         started_at=started_at,
         end_at=started_at + timedelta(seconds=600),
     )
@@ -83,6 +90,33 @@ def test_a_session_is_listed_once_however_many_sandboxes_it_has() -> None:
     found = [candidate("b", session="two"), candidate("a", session="one"), candidate("c")]
     listed = list(by_session([*found, candidate("d", session="two", started=5)]))
     assert [item.sandbox_id for item in listed] == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("found", "after", "ended"),
+    [
+        pytest.param([candidate("a")], 10**9, [], id="a running one ends by itself"),
+        pytest.param([candidate("a", paused=True)], 3600, [], id="within its retention"),
+        pytest.param([candidate("a", paused=True)], 3601, ["a"], id="past its retention"),
+        pytest.param(
+            [candidate("old", paused=True), candidate("new", generation="2", paused=True)],
+            DUPLICATE_GRACE + 1,
+            ["old"],
+            id="replaced",
+        ),
+        pytest.param(
+            [candidate("old", paused=True), candidate("new", generation="2")],
+            DUPLICATE_GRACE,
+            [],
+            id="replaced just now",
+        ),
+    ],
+)
+def test_only_paused_sandboxes_that_nobody_will_want_are_superfluous(
+    found: list[Candidate], after: float, ended: list[str]
+) -> None:
+    now = START + timedelta(seconds=600 + after)  # all were paused at their 600 s
+    assert [c.sandbox_id for c in superfluous(found, now, retention=3600)] == ended
 
 
 @pytest.mark.parametrize("name", ["", "x" * 201, "two\nlines", "nul\0"])

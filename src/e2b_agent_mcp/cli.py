@@ -31,7 +31,7 @@ from e2b_agent_mcp.settings import Settings, config_path, read_config
 
 if TYPE_CHECKING:
     from e2b_agent_mcp.engine import EngineAddress
-    from e2b_agent_mcp.lifecycle import Lease, Progress, Run, SandboxManager
+    from e2b_agent_mcp.lifecycle import Lease, Progress, Run, SandboxManager, SessionInfo
     from e2b_agent_mcp.tasks import TaskRequest
 
 NAME = "e2b-agent-mcp"
@@ -171,8 +171,9 @@ def build_parser() -> argparse.ArgumentParser:
     interactive = add("interactive", _interactive, "give the agent tasks one after the other")
     _add_task_options(interactive)
 
-    sessions = add("sessions", _sessions, "list sessions, or end one")
-    sessions.add_argument("action", nargs="?", choices=("list", "end"), default="list")
+    sessions = add("sessions", _sessions, "list sessions, end one, or prune paused ones")
+    sessions.add_argument("action", nargs="?", choices=("list", "end", "prune"), default="list")
+    sessions.add_argument("--dry-run", action="store_true", help="prune: only say what would end")
     sessions.add_argument("name", nargs="?", metavar="NAME", help="session to end")
     sessions.add_argument("--json", action="store_true", help="print JSON")
 
@@ -370,8 +371,14 @@ def _list_sessions(args: argparse.Namespace, settings: Settings) -> int:
                     "started_at": info.started_at.isoformat(timespec="seconds"),
                     "end_at": info.end_at.isoformat(timespec="seconds"),
                 }
-                for info in await manager.list_sessions(settings.local_owner)
+                for info in await listed(manager)
             ]
+
+    async def listed(manager: "SandboxManager") -> "list[SessionInfo]":
+        owner = settings.local_owner
+        if args.action == "prune":
+            return await manager.prune(owner, dry_run=args.dry_run)
+        return await manager.list_sessions(owner)
 
     found = anyio.run(fetch)
     if args.json:

@@ -17,6 +17,7 @@ SandboxState = Literal["created", "reused", "resumed", "recreated"]
 
 LONGEST_NAME = 200  # characters of a session's name
 FORGET_AFTER = 86_400.0  # seconds that the end of a session's sandbox is remembered
+DUPLICATE_GRACE = 600.0  # seconds; creators that race have agreed long before
 RETRY_DELAYS = (0.5, 1.5)  # seconds; E2B's SDK has retried three times before each
 
 _TAG = "e2b_agent_mcp"
@@ -89,6 +90,25 @@ def by_session(candidates: Iterable[Candidate]) -> Iterator[Candidate]:
     for name in sorted(sessions):
         if (chosen := choose(sessions[name])) is not None:
             yield chosen
+
+
+def superfluous(
+    candidates: Iterable[Candidate], now: datetime, *, retention: float
+) -> list[Candidate]:
+    """The paused sandboxes that nobody will want: a session's own one after `retention`, one that
+    lost its session to another after `DUPLICATE_GRACE`.
+
+    Running ones are left alone: each ends or pauses at its own timeout, and may be in use.
+    """
+    found = list(candidates)
+    chosen = {candidate.sandbox_id for candidate in by_session(found)}
+    return [
+        item
+        for item in found
+        if item.paused
+        and (now - item.end_at).total_seconds()
+        > (retention if item.sandbox_id in chosen else DUPLICATE_GRACE)
+    ]
 
 
 @dataclass(kw_only=True)
@@ -179,10 +199,10 @@ class Pool:
         self._slots.pop(key, None)
 
 
-def expired(life: float) -> str:
+def expired(kept: float) -> str:
     """What is lost with a sandbox that E2B no longer has when its session comes back."""
     return (
-        f"The session's earlier sandbox has ended (a sandbox lives {life:g} s after its last use, "
+        f"The session's earlier sandbox has ended (one is kept {kept:g} s after its last use, "
         "and may fail before). This is a new one: variables, files and installed packages of the "
         "session are gone."
     )

@@ -71,9 +71,18 @@ class SandboxSettings:
     """How long sandboxes live and how many there may be. Seconds."""
 
     timeout: float = option(600.0, "life of a sandbox after its last use, in seconds")
+    idle_action: Literal["kill", "pause"] = option(
+        "kill", "what becomes of a sandbox then; paused, it is resumed by its session's next call"
+    )
+    retention: float = option(604_800.0, "a paused sandbox is ended after so long, in seconds")
     max: int = option(20, "most sandboxes that one server holds at once")
     create_timeout: float = option(120.0, "longest wait for a new sandbox, in seconds")
     request_timeout: float = option(30.0, "longest wait for one request to E2B, in seconds")
+
+    @property
+    def kept(self) -> float:
+        """How long an unused session keeps its state."""
+        return self.timeout + (self.retention if self.idle_action == "pause" else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

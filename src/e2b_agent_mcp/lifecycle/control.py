@@ -108,7 +108,7 @@ class Control:
                 self._settings.e2b.template,
                 timeout=self._life,
                 metadata=new_metadata(key, instance=instance, generation=generation),
-                lifecycle={"on_timeout": "kill"},
+                lifecycle={"on_timeout": self._settings.sandboxes.idle_action},
                 idempotency_key=idempotency_key,
                 request_timeout=limit,
             )

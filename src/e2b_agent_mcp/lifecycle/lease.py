@@ -558,8 +558,8 @@ class Lease:
         except E2BAgentError:
             return error
         if found is None:
-            life = self._settings.sandboxes.timeout
-            why = EXPLAIN_CRASH if error.reached else expired(life)
+            kept = self._settings.sandboxes.kept
+            why = EXPLAIN_CRASH if error.reached else expired(kept)
             self._session.lose(self._sandbox_id, why)
             lost = SandboxLostError(
                 "The session's sandbox ended during this call (killed, out of memory, or failed): "

@@ -6,7 +6,8 @@
 
 Contract: a session has one sandbox, and one lease at a time, in the order of the calls; sessions do
 not wait for each other. Leaving the manager ends no sandbox: they live on for `sandboxes.timeout`
-and the next process finds them by their metadata.
+and the next process finds them by their metadata. At their timeout E2B itself ends or pauses them
+(`sandboxes.idle_action`), so that holds when no process of ours is left.
 
 A creation belongs to its session, not to the call that asked for it: a call that is cancelled
 meanwhile leaves the sandbox to the session's next call.
@@ -18,7 +19,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -41,6 +42,7 @@ from e2b_agent_mcp.pool import (
     expired,
     of_session,
     owned_by,
+    superfluous,
 )
 from e2b_agent_mcp.settings import Settings
 
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from e2b_code_interpreter.code_interpreter_async import AsyncSandbox
 
 logger = logging.getLogger(__name__)
+
+SWEEP_INTERVAL = 3600.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,7 @@ class SandboxManager:
         self._pool = Pool(limit=settings.sandboxes.max, life=settings.sandboxes.timeout)
         self._sessions: dict[SessionKey, Session] = {}
         self._creations: dict[SessionKey, _Creation] = {}
+        self._swept: set[str] = set()  # owners whose paused sandboxes a task looks after
         self._stack = AsyncExitStack()
         self._tasks: TaskGroup | None = None
 
@@ -109,6 +114,7 @@ class SandboxManager:
         session = self._session(key)
         async with session.turn:
             lease = await self._open(session, on_progress)
+            self._look_after(key.owner)
             beating = anyio.CancelScope()
             self._running.start_soon(self._keep_alive, session, lease, beating)
             try:
@@ -138,6 +144,43 @@ class SandboxManager:
         killed = [await self._control.kill(item) for item in sorted(sandboxes) if item]
         logger.info("ended sandboxes=%s owner=%s", ",".join(sorted(sandboxes)), key.owner)
         return any(killed)
+
+    async def prune(self, owner: str, *, dry_run: bool = False) -> list[SessionInfo]:
+        """Ends the owner's paused sandboxes that nobody wants any more, and says which they are.
+
+        Done by itself for every owner of a lease, once an hour.
+        """
+        found = await self._control.find(owned_by(owner))
+        retention = self._settings.sandboxes.retention
+        ended = []
+        for item in superfluous(found, datetime.now(UTC), retention=retention):
+            session = self._sessions.get(SessionKey(owner, item.session))
+            turn = session.turn if session is not None else anyio.Lock()
+            if turn.locked():
+                continue  # a call is about to resume it
+            async with turn:
+                if dry_run or await self._control.kill(item.sandbox_id):
+                    ended.append(_session_info(item))
+        if not dry_run:
+            pruned = ",".join(info.sandbox_id for info in ended)
+            logger.info("pruned sandboxes=%s owner=%s", pruned, owner)
+        return ended
+
+    def _look_after(self, owner: str) -> None:
+        if owner not in self._swept:
+            self._swept.add(owner)
+            self._running.start_soon(self._sweep, owner)
+
+    async def _sweep(self, owner: str) -> None:
+        while True:
+            try:
+                await self.prune(owner)
+            except Exception:
+                # No call depends on it, and the next one may succeed.
+                logger.warning(
+                    "paused sandboxes of owner=%s not looked after", owner, exc_info=True
+                )
+            await anyio.sleep(SWEEP_INTERVAL)
 
     @property
     def _running(self) -> TaskGroup:
@@ -214,7 +257,7 @@ class SandboxManager:
         found = await self._control.inspect(sandbox_id)
         state = await self._take(session, found) if found is not None else None
         if state is None:
-            session.lose(sandbox_id, expired(self._settings.sandboxes.timeout))
+            session.lose(sandbox_id, expired(self._settings.sandboxes.kept))
         return state
 
     def _is_warm(self, session: Session) -> bool:

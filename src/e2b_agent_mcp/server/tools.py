@@ -59,7 +59,7 @@ def add_tool(
         timeout=settings.runs.timeout,
         max_timeout=settings.runs.max_timeout,
         inline_limit=settings.files.inline_limit,
-        life=settings.sandboxes.timeout,
+        life=settings.sandboxes.kept,
         wait=settings.agent.wait,
         max_steps=settings.agent.max_steps,
     )
