@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,9 @@ def test_python_code_runs(code: str, engine: EngineAddress) -> None:
         text=True,
         timeout=90,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    # E2B's HTTP client may abort a process that ends in the moment of its last answer.
+    assert done.returncode in {0, -signal.SIGABRT}
+    assert done.stderr == ""
     assert done.stdout.strip() in {"45", "42"}
 
 

@@ -1,8 +1,6 @@
 """`python -m e2b_agent_mcp` is the command `e2b-agent-mcp`."""
 
-import sys
-
-from e2b_agent_mcp.cli import main
+from e2b_agent_mcp.cli import run_command_line
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command_line()
