@@ -45,7 +45,7 @@ def run_command_line() -> NoReturn:
     """The program: ends without taking Python down part by part.
 
     The HTTP client of E2B's SDK has threads of its own; one that reports its last answer in that
-    moment aborts the process (seen in 1 of 1000 ends under load).
+    moment aborts the process (seen under load).
     """
     code = main()
     with suppress(OSError):  # whoever read our output went away
