@@ -142,6 +142,8 @@ class EngineSettings:
     bubblewrap: Path | None = option(None, "bubblewrap program to use")
     memory_mb: int = option(2048, "memory of one sandbox, in MiB")
     network: Literal["public", "none"] = option("public", "what sandboxes may reach")
+    zygote: bool = option(True, "fork sandboxes from a process that has the packages in memory")
+    spares: int = option(1, "sandboxes booted ahead, so that creating one is instant")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,8 @@ from e2b_agent_mcp.engine.isolation.bubblewrap import (
     HostTree,
     build_arguments,
     build_command,
+    build_environment,
+    build_outer_arguments,
     read_host_tree,
 )
 from e2b_agent_mcp.engine.isolation.limits import Limits
@@ -34,9 +36,6 @@ WITH_ARGUMENT = {
     "--tmpfs": 1,
     "--dir": 1,
     "--remount-ro": 1,
-    "--setenv": 2,
-    "--seccomp": 1,
-    "--info-fd": 1,
     "--chdir": 1,
 }
 MOUNTS = {"--ro-bind": 1, "--bind": 1, "--tmpfs": 0, "--proc": 0, "--dev": 0}
@@ -63,7 +62,7 @@ def box(**changes: object) -> BoxSpec:
 
 def options(spec: BoxSpec, tree: HostTree = MERGED) -> list[tuple[str, ...]]:
     """Each option with its arguments."""
-    words = build_arguments(spec, tree, seccomp_fd=10, info_fd=11, disable_userns=True)
+    words = build_arguments(spec, tree, disable_userns=True)
     found = []
     while words:
         count = WITH_ARGUMENT.get(words[0], 0)
@@ -104,7 +103,6 @@ def test_every_namespace_is_new_and_no_more_can_be_made() -> None:
         "--unshare-cgroup-try",
         "--disable-userns",
         "--assert-userns-disabled",
-        "--die-with-parent",
         "--new-session",
     }
     assert ("--cap-drop", "ALL") in options(box())
@@ -131,18 +129,18 @@ def test_every_memory_filesystem_has_a_size() -> None:
 
 
 def test_the_environment_is_only_what_was_given() -> None:
-    listed = options(box(env={"PATH": "/mine"}))
-    variables = {option[1]: option[2] for option in listed if option[0] == "--setenv"}
-
-    assert ("--clearenv",) in listed
-    assert variables == {"PATH": "/mine", "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    assert build_environment(box(env={"PATH": "/mine"})) == {
+        "PATH": "/mine",
+        "OMP_NUM_THREADS": "2",
+        "OPENBLAS_NUM_THREADS": "2",
+    }
 
 
 def test_proxies_are_named_only_where_there_is_a_way_out() -> None:
-    with_network = {o[1] for o in options(box(egress_dir=Path("/n"))) if o[0] == "--setenv"}
-    without = {o[1] for o in options(box()) if o[0] == "--setenv"}
+    with_network = build_environment(box(egress_dir=Path("/n")))
+    without = build_environment(box())
 
-    assert with_network - without == {
+    assert with_network.keys() - without.keys() == {
         "http_proxy",
         "https_proxy",
         "HTTP_PROXY",
@@ -178,3 +176,13 @@ def test_both_layouts_of_the_hosts_root_are_rebuilt(tmp_path: Path) -> None:
     assert tree == HostTree(links=(("usr/bin", "/bin"),), folders=("/lib",))
     assert ("--symlink", "usr/bin", "/bin") in options(box(), tree)
     assert ("--ro-bind", "/lib", "/lib") in options(box(), tree)
+
+
+def test_the_outer_box_can_write_to_nothing_but_the_homes() -> None:
+    words = build_outer_arguments(
+        PlainTemplate(), MERGED, {"/run/engine": Path("/sockets")}, Path("/homes")
+    )
+
+    binds = [words[i + 1 : i + 3] for i, word in enumerate(words) if word == "--bind"]
+    assert binds == [["/homes", "/run/homes"]]
+    assert words.index("--bind") > max(i for i, word in enumerate(words) if word == "--remount-ro")

@@ -152,7 +152,7 @@ async def test_a_client_that_leaves_during_a_create_makes_no_second_sandbox(
     headers = {"X-API-KEY": engine.api_key, "Idempotency-Key": key}
     async with httpx.AsyncClient(base_url=engine.api_url, headers=headers) as leaving:
         with pytest.raises(httpx.ReadTimeout):
-            await leaving.post("/v2/sandboxes", json=body, timeout=0.05)
+            await leaving.post("/v2/sandboxes", json=body, timeout=httpx.Timeout(60, read=0.001))
     sandbox = await e2b.AsyncSandbox.create(timeout=60, metadata=mark, idempotency_key=key)
     try:
         found = await listed(e2b, query=SandboxQuery(metadata=mark))

@@ -77,6 +77,7 @@ async def test_the_engine_outlives_who_started_it_and_takes_nothing_along(
         "options = EngineOptions.from_json(sys.argv[1])\n"
         "print(anyio.run(ensure_ready, options).pid)\n"
     )
+    options = replace(options, zygote=False)  # it has pipes of its own
     environment = {**os.environ, "OPENAI_API_KEY": "canary", "E2B_AGENT_MCP_X": "canary"}
     ended = subprocess.run(
         [sys.executable, "-c", program, options.to_json()],

@@ -105,6 +105,12 @@ async def test_an_image_is_displayed(sandbox: AsyncSandbox, code: str) -> None:
     assert base64.b64decode(str(result.png)).startswith(PNG)
 
 
-async def test_a_kernel_starts_without_the_big_libraries(sandbox: AsyncSandbox) -> None:
+async def test_a_kernel_that_is_not_forked_starts_without_the_big_libraries(
+    sandbox: AsyncSandbox,
+) -> None:
+    await sandbox.commands.run(
+        "cd .venv/lib/python3*/site-packages && touch own.py"
+    )  # no template now
+    context = await sandbox.create_code_context()
     code = "import sys; [m for m in ('pandas', 'numpy', 'matplotlib', 'PIL') if m in sys.modules]"
-    assert (await sandbox.run_code(code)).text == "[]"
+    assert (await sandbox.run_code(code, context=context)).text == "[]"

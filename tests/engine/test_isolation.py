@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -21,7 +22,15 @@ import pytest
 from e2b_agent_mcp.engine.egress import EgressProxy, NetworkPolicy
 from e2b_agent_mcp.engine.errors import IsolationUnavailable
 from e2b_agent_mcp.engine.index import PackageIndex, read_package_index
-from e2b_agent_mcp.engine.isolation import Box, BoxSpec, Isolation, Limits, probe
+from e2b_agent_mcp.engine.isolation import (
+    Box,
+    BoxSpec,
+    Isolation,
+    Limits,
+    Nest,
+    Zygotes,
+    probe,
+)
 from e2b_agent_mcp.engine.isolation.limits import counts_processes_per_box
 from e2b_agent_mcp.engine.isolation.remedy import HostFacts, explain
 from e2b_agent_mcp.engine.options import EngineOptions
@@ -67,16 +76,23 @@ def home(folder: Path, isolation: Isolation) -> Path:
 
 
 class Boxes:
-    """Launches Python programs in boxes of one home."""
+    """Launches Python programs in boxes of one home, by either way."""
 
-    def __init__(self, isolation: Isolation, template: Template, home: Path) -> None:
-        self.isolation = isolation
+    def __init__(self, launcher: Isolation | Zygotes, template: Template, home: Path) -> None:
+        self.launcher = launcher
         self.template = template
         self.home = home
 
+    @property
+    def are_forked(self) -> bool:
+        return isinstance(self.launcher, Zygotes)
+
+    def status(self, known: int) -> int | None:
+        return None if self.are_forked else known
+
     @contextlib.asynccontextmanager
     async def open(self, code: str, **spec: object) -> AsyncIterator[Box]:
-        box = await self.isolation.launch(self.spec(code, **spec))
+        box = await self.launcher.launch(self.spec(code, **spec))
         async with box:
             yield box
 
@@ -101,13 +117,45 @@ class Boxes:
         with anyio.fail_after(60):
             async with self.open(code, **spec) as box:
                 status = await box.wait()
-                assert status == 0, box.log
+                assert status == self.status(0), box.log
                 return box.log.strip()
 
 
+@pytest.fixture(scope="module")
+async def zygotes(isolation: Isolation, template: Template) -> AsyncIterator[Zygotes]:
+    with tempfile.TemporaryDirectory(prefix="e2b-") as name:
+        Path(name).chmod(0o711)
+        async with running_zygotes(isolation, template, Path(name)) as zygotes:
+            yield zygotes
+
+
+@contextlib.asynccontextmanager
+async def running_zygotes(
+    isolation: Isolation, template: Template, folder: Path
+) -> AsyncIterator[Zygotes]:
+    nest = Nest(launcher=isolation.launcher, template=template, engine_dir=folder, homes_dir=folder)
+    async with Zygotes(nest) as zygotes:
+        with anyio.fail_after(60):
+            await zygotes.wait_ready()
+        yield zygotes
+
+
 @pytest.fixture
-def boxes(isolation: Isolation, template: Template, home: Path) -> Boxes:
+def started(isolation: Isolation, template: Template, home: Path) -> Boxes:
     return Boxes(isolation, template, home)
+
+
+@pytest.fixture(params=["started", "forked"])
+def boxes(request: pytest.FixtureRequest, started: Boxes) -> Iterator[Boxes]:
+    if request.param == "started":
+        yield started
+        return
+    zygotes: Zygotes = request.getfixturevalue("zygotes")
+    home = zygotes.nest.homes_dir / secrets.token_hex(4)
+    home.mkdir(mode=0o700)
+    zygotes.nest.launcher.owner.take(home)
+    yield Boxes(zygotes, started.template, home)
+    shutil.rmtree(home)
 
 
 # ---------------------------------------------------------------- what a box has
@@ -134,11 +182,11 @@ async def test_a_box_knows_one_user_and_a_writable_home(boxes: Boxes) -> None:
     assert (boxes.home / "note").read_text() == "x"
 
 
-async def test_a_box_inherits_the_listener_and_no_other_file(boxes: Boxes, folder: Path) -> None:
+async def test_a_box_inherits_the_listener_and_no_other_file(started: Boxes, folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "s"))
         listener.listen()
-        said = await boxes.run(
+        said = await started.run(
             """
             import os
             fds = {}
@@ -156,7 +204,7 @@ async def test_a_box_inherits_the_listener_and_no_other_file(boxes: Boxes, folde
 
 
 async def test_a_guest_that_is_asked_serves_on_the_inherited_listener(
-    boxes: Boxes, folder: Path
+    started: Boxes, folder: Path
 ) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "s"))
@@ -169,7 +217,7 @@ async def test_a_guest_that_is_asked_serves_on_the_inherited_listener(
         """
         with anyio.fail_after(10):
             async with (
-                boxes.open(code, listener=listener),
+                started.open(code, listener=listener),
                 await anyio.connect_unix(folder / "s") as client,
             ):
                 assert await client.receive() == b"hello from the box"
@@ -241,7 +289,7 @@ async def test_processes_of_the_host_are_not_there(boxes: Boxes) -> None:
         print(sorted(int(p) for p in os.listdir("/proc") if p.isdigit()), os.getpid(), os.getppid())
     """)
 
-    assert said == "[1, 2] 2 1"
+    assert said == ("[1, 2, 3, 4] 4 3" if boxes.are_forked else "[1, 2] 2 1")
 
 
 async def test_the_hosts_loopback_and_abstract_sockets_are_out_of_reach(boxes: Boxes) -> None:
@@ -406,9 +454,9 @@ async def test_a_file_stops_at_its_limit(boxes: Boxes) -> None:
 
 @contextlib.asynccontextmanager
 async def egress(
-    folder: Path, index: PackageIndex, policy: NetworkPolicy
+    boxes: Boxes, index: PackageIndex, policy: NetworkPolicy
 ) -> AsyncIterator[dict[str, Path]]:
-    place = folder / "net"
+    place = boxes.home.with_name(f"{boxes.home.name}.net")
     place.mkdir(mode=0o711)
     async with EgressProxy(place / "proxy.sock", policy, index.endpoints()):
         yield {"egress_dir": place}
@@ -434,14 +482,12 @@ PIP = [
 ]
 
 
-async def test_pip_installs_from_the_hosts_index(
-    boxes: Boxes, folder: Path, index: PackageIndex
-) -> None:
+async def test_pip_installs_from_the_hosts_index(boxes: Boxes, index: PackageIndex) -> None:
     code = textwrap.dedent(RELAY) + (
         f"anyio.run(main, [sys.executable, '-m', 'pip', *{PIP}, 'iniconfig==2.1.0'])\n"
         "print(os.listdir('packages'))"
     )
-    async with egress(folder, index, NetworkPolicy()) as network:
+    async with egress(boxes, index, NetworkPolicy()) as network:
         said = await boxes.run(code, **network)
 
     assert "Successfully installed iniconfig-2.1.0" in said
@@ -449,13 +495,13 @@ async def test_pip_installs_from_the_hosts_index(
 
 
 async def test_without_internet_the_refusal_reaches_the_user(
-    boxes: Boxes, folder: Path, index: PackageIndex
+    boxes: Boxes, index: PackageIndex
 ) -> None:
     code = textwrap.dedent(RELAY) + (
         "get = 'import urllib.request as r; r.urlopen(\"https://pypi.org\")'\n"
         "anyio.run(main, [sys.executable, '-c', get])"
     )
-    async with egress(folder, index, NetworkPolicy(internet=False)) as network:
+    async with egress(boxes, index, NetworkPolicy(internet=False)) as network:
         said = await boxes.run(code, **network)
 
     assert said.endswith(
@@ -464,7 +510,7 @@ async def test_without_internet_the_refusal_reaches_the_user(
 
 
 async def test_the_hosts_loopback_is_closed_through_the_proxy_too(
-    boxes: Boxes, folder: Path, index: PackageIndex
+    boxes: Boxes, index: PackageIndex
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as tcp:
         code = f"""
@@ -474,7 +520,7 @@ async def test_the_hosts_loopback_is_closed_through_the_proxy_too(
             proxy.sendall(b"CONNECT localhost:{tcp.getsockname()[1]} HTTP/1.1\\r\\n\\r\\n")
             print(proxy.recv(100).decode().splitlines()[0])
         """
-        async with egress(folder, index, NetworkPolicy()) as network:
+        async with egress(boxes, index, NetworkPolicy()) as network:
             said = await boxes.run(code, **network)
 
     assert said.startswith("HTTP/1.1 403 localhost is at ")
@@ -530,7 +576,7 @@ async def test_kill_ends_every_process_and_may_be_repeated(boxes: Boxes) -> None
         pids = pids_of(box)
         box.kill()
         box.kill()
-        assert await box.wait() == 128 + signal.SIGKILL
+        assert await box.wait() == boxes.status(128 + signal.SIGKILL)
         box.kill()
         await gone(pids)
 
@@ -541,10 +587,9 @@ async def test_the_end_of_stdin_ends_a_box_with_all_it_started(boxes: Boxes) -> 
     async with boxes.open(SLEEPERS) as box:
         await said(box, "waiting")
         pids = pids_of(box)
-        assert box._process.stdin is not None
-        box._process.stdin.close()
+        box.hang_up()
         with anyio.fail_after(10):
-            assert await box.wait() == 0
+            assert await box.wait() == boxes.status(0)
         await gone(pids)
 
 
@@ -556,7 +601,7 @@ async def test_no_descriptor_and_no_process_is_left(boxes: Boxes) -> None:
         pids = pids_of(box)
     await gone(pids)
     missing = BoxSpec(sandbox_id="x", home=boxes.home / "missing", template=boxes.template)
-    async with await boxes.isolation.launch(missing) as box:
+    async with await boxes.launcher.launch(missing) as box:
         assert await box.wait() == 1
         assert "find source path" in box.log
 
@@ -568,7 +613,7 @@ async def test_a_cancelled_launch_leaves_nothing(boxes: Boxes) -> None:
     before = set(os.listdir("/proc/self/fd"))
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await boxes.isolation.launch(boxes.spec(SLEEPERS))
+        await boxes.launcher.launch(boxes.spec(SLEEPERS))
 
     assert scope.cancelled_caught
     assert set(os.listdir("/proc/self/fd")) == before
@@ -615,7 +660,8 @@ async def test_a_process_that_waits_for_its_vfork_stands_still(boxes: Boxes) -> 
             await box.freeze()
         states = sorted(_state(pid) for pid in pids_of(box))
 
-    assert states == ["D", "S", "T"]
+    extra = ["T", "T"] if boxes.are_forked else []
+    assert states == ["D", "S", "T", *extra]
 
 
 async def test_a_frozen_box_can_be_killed(boxes: Boxes) -> None:
@@ -624,7 +670,7 @@ async def test_a_frozen_box_can_be_killed(boxes: Boxes) -> None:
         await box.freeze()
         box.kill()
         with anyio.fail_after(10):
-            assert await box.wait() == 128 + signal.SIGKILL
+            assert await box.wait() == boxes.status(128 + signal.SIGKILL)
 
 
 async def test_what_the_sandbox_stopped_itself_stays_stopped(boxes: Boxes) -> None:
@@ -647,7 +693,8 @@ async def test_what_the_sandbox_stopped_itself_stays_stopped(boxes: Boxes) -> No
             while {pid: _state(pid) for pid in pids_of(box)} != states:
                 await anyio.sleep(0.01)
 
-    assert sorted(states.values()) == ["S", "S", "T"]
+    extra = ["S", "S"] if boxes.are_forked else []
+    assert sorted(states.values()) == [*extra, "S", "S", "T"]
 
 
 def _state(pid: int) -> str:
@@ -667,9 +714,9 @@ async def test_usage_counts_the_whole_box(boxes: Boxes) -> None:
         await said(box, "ready")
         usage = box.usage()
 
-    assert usage.processes == 3
+    assert usage.processes == (5 if boxes.are_forked else 3)
     assert usage.cpu_seconds > 0
-    assert 64 << 20 < usage.memory_bytes < 110 << 20
+    assert 64 << 20 < usage.memory_bytes < (160 << 20 if boxes.are_forked else 110 << 20)
 
 
 async def test_a_flood_of_output_is_read_but_not_kept(boxes: Boxes) -> None:
@@ -685,9 +732,17 @@ async def test_a_flood_of_output_is_read_but_not_kept(boxes: Boxes) -> None:
 
 ENGINE = """
 import asyncio, sys, pickle
+from contextlib import AsyncExitStack
+from e2b_agent_mcp.engine.isolation import Nest, Zygotes
 from e2b_agent_mcp.engine.isolation.processes import namespace_of, pids_in
 async def main():
     launcher, spec, word = pickle.load(sys.stdin.buffer)
+    async with AsyncExitStack() as stack:
+        if isinstance(launcher, Nest):
+            launcher = await stack.enter_async_context(Zygotes(launcher))
+            await launcher.wait_ready()
+        await use(launcher, spec, word)
+async def use(launcher, spec, word):
     box = await launcher.launch(spec)
     while word not in box.log:
         await asyncio.sleep(0.01)
@@ -705,7 +760,9 @@ async def test_a_killed_engine_leaves_no_box(boxes: Boxes, kind: str) -> None:
 
     code = SLEEPERS if kind == "running" else SLEEPERS.replace("waiting", "stopped")
     word = "waiting" if kind == "running" else "stopped"
-    told = pickle.dumps((boxes.isolation.launcher, boxes.spec(code), word))
+    way = boxes.launcher
+    picklable = way.nest if isinstance(way, Zygotes) else way.launcher
+    told = pickle.dumps((picklable, boxes.spec(code), word))
     with subprocess.Popen(
         [sys.executable, "-c", ENGINE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as engine:

@@ -45,6 +45,8 @@ class EngineOptions:
     disk_mb: int = 4096
     max_processes: int = 512
     max_sandboxes: int = 20
+    zygote: bool = True  # fork sandboxes from a process that has the packages in memory
+    spares: int = 1  # sandboxes that the zygote keeps ready
 
     def __post_init__(self) -> None:
         if self.host not in LOOPBACK_HOSTS:

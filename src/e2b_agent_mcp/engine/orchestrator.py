@@ -44,6 +44,7 @@ from .sandbox import (
     State,
     new_sandbox_id,
 )
+from .spares import Spares
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
 
     from .host import Host
+    from .isolation import Zygotes
     from .options import EngineOptions
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,9 @@ CLEANUP_TIMEOUT = 30.0  # seconds for a box to die and its home to go
 AUTO_RESUME_TIMEOUT = 300.0  # seconds at least that traffic buys a paused sandbox, as on E2B
 GUEST_LOG_TAIL = 2000  # characters
 LISTEN_BACKLOG = 1024
+
+
+_SPARE = SandboxSpec(template="", timeout=0, network=NetworkPolicy(internet=False))
 
 
 @dataclass(eq=False)
@@ -75,10 +80,19 @@ class _Attempt:
 class Orchestrator:
     """`async with` it; leaving kills every sandbox and removes what they left."""
 
-    def __init__(self, options: EngineOptions, host: Host, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        options: EngineOptions,
+        host: Host,
+        *,
+        clock: Clock | None = None,
+        zygotes: Zygotes | None = None,
+    ) -> None:
         self.options = options
         self.clock: Clock = clock or SystemClock()
         self._host = host
+        self._zygotes = zygotes
+        self._spares = Spares(options.spares, self._boot_spare)
         self._sandboxes: dict[str, Sandbox] = {}
         self._attempts: dict[str, _Attempt] = {}
         self._starting = 0
@@ -90,6 +104,8 @@ class Orchestrator:
         wipe_leftovers(self.options)
         self._tasks = await anyio.create_task_group().__aenter__()
         self._tasks.start_soon(self._reap)
+        if self._zygotes is not None:
+            self._tasks.start_soon(self._spares.keep, self._zygotes)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -152,10 +168,9 @@ class Orchestrator:
                 f"This engine already has {self.options.max_sandboxes} sandboxes (max_sandboxes). "
                 "Kill one, or start the engine with a higher limit."
             )
-        sandbox = self._new_record(spec)
         self._starting += 1
         try:
-            await self._start(sandbox)
+            sandbox = await self._begin(spec)
         finally:
             self._starting -= 1
             self._touch()
@@ -165,6 +180,34 @@ class Orchestrator:
         sandbox.end_at = sandbox.started_at + spec.timeout
         self._sandboxes[sandbox.id] = sandbox
         logger.info("created %s", sandbox.id)
+        return sandbox
+
+    async def _begin(self, spec: SandboxSpec) -> Sandbox:
+        while (spare := self._spares.take()) is not None:
+            try:
+                await self._dedicate(spare, spec)
+            except (LaunchError, OSError):
+                logger.warning("%s ended as a spare", spare.id)
+            else:
+                return spare
+        sandbox = self._new_record(spec)
+        await self._start(sandbox)
+        return sandbox
+
+    async def _dedicate(self, spare: Sandbox, spec: SandboxSpec) -> None:
+        assert spare.machine is not None
+        spare.spec, spare.network = spec, spec.network
+        spare.machine.egress.policy = spec.network
+        try:
+            await self._greet(spare, spare.machine.box)
+        except BaseException:
+            with _shielded():
+                await self._stop(spare)
+            raise
+
+    async def _boot_spare(self) -> Sandbox:
+        sandbox = self._new_record(_SPARE)
+        await self._start(sandbox)
         return sandbox
 
     def _new_record(self, spec: SandboxSpec) -> Sandbox:
@@ -368,8 +411,9 @@ class Orchestrator:
         if not sandbox.home.exists():
             make_folder(sandbox.home, 0o700)
             self._host.isolation.owner.take(sandbox.home)
+        launcher = self._zygotes or self._host.isolation
         try:
-            return await self._host.isolation.launch(
+            return await launcher.launch(
                 BoxSpec(
                     sandbox_id=sandbox.id,
                     home=sandbox.home,

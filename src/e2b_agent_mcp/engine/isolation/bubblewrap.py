@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 HOME = "/home/user"
 EGRESS = "/run/egress"
+HOMES = "/run/homes"  # in the zygote's box
 PROXY = "http://127.0.0.1:3128"  # the relay of the guest, which leads to EGRESS
 BOX_UID = 1000
 BOX_GID = 1000
@@ -82,21 +83,30 @@ def read_host_tree(root: Path = Path("/")) -> HostTree:
     return HostTree(tuple(links), tuple(folders))
 
 
-def build_arguments(
-    spec: BoxSpec, tree: HostTree, *, seccomp_fd: int, info_fd: int, disable_userns: bool
-) -> list[str]:
-    """All but the command. They go through `--args`, as the box can read bubblewrap's argv."""
+def build_arguments(spec: BoxSpec, tree: HostTree, *, disable_userns: bool) -> list[str]:
+    """What the box consists of, whoever makes it and whatever runs in it."""
     return [
         *_namespaces(disable_userns),
-        *_system(tree),
-        *_devices(spec.limits),
-        *_binds(spec),
-        *("--remount-ro", "/dev"),
+        *_file_system(spec.template, tree, spec.limits),
+        *_egress(spec),
         *("--dir", HOME),
         *("--remount-ro", "/"),
-        *_environment(_variables(spec)),
-        *("--seccomp", str(seccomp_fd), "--info-fd", str(info_fd)),
         *("--bind", str(spec.home), HOME, "--chdir", HOME),
+    ]
+
+
+def build_outer_arguments(
+    template: BoxTemplate, tree: HostTree, folders: Mapping[str, Path], homes: Path
+) -> list[str]:
+    """The zygote's box. It holds what the boxes in it are made of: the template where they have
+    it, `folders` (by their path in the box, read-only) and the homes."""
+    return [
+        *_namespaces(disable_userns=False),
+        *_file_system(template, tree, Limits()),
+        *(word for at, path in folders.items() for word in ("--ro-bind", str(path), at)),
+        *("--tmpfs", HOME, "--dir", HOMES),
+        *("--remount-ro", "/"),
+        *("--bind", str(homes), HOMES, "--chdir", HOME),
     ]
 
 
@@ -117,7 +127,14 @@ def _namespaces(disable_userns: bool) -> Iterator[str]:
     if disable_userns:
         yield from ("--disable-userns", "--assert-userns-disabled")
     yield from ("--uid", str(BOX_UID), "--gid", str(BOX_GID), "--hostname", "sandbox")
-    yield from ("--die-with-parent", "--new-session", "--cap-drop", "ALL")
+    yield from ("--new-session", "--cap-drop", "ALL")
+
+
+def _file_system(template: BoxTemplate, tree: HostTree, limits: Limits) -> Iterator[str]:
+    yield from _system(tree)
+    yield from _devices(limits)
+    yield from _binds(template)
+    yield from ("--remount-ro", "/dev")
 
 
 def _system(tree: HostTree) -> Iterator[str]:
@@ -136,16 +153,20 @@ def _devices(limits: Limits) -> Iterator[str]:
     yield from ("--dir", "/var", "--symlink", "../tmp", "/var/tmp")  # noqa: S108
 
 
-def _binds(spec: BoxSpec) -> Iterator[str]:
-    for source, target in spec.template.binds:
+def _binds(template: BoxTemplate) -> Iterator[str]:
+    for source, target in template.binds:
         if Path(target).is_relative_to(HOME):
             raise ValueError(f"nothing may be mounted below the home: {target}")
         yield from ("--ro-bind", str(source), target)
+
+
+def _egress(spec: BoxSpec) -> Iterator[str]:
     if spec.egress_dir is not None:
         yield from ("--ro-bind", str(spec.egress_dir), EGRESS)
 
 
-def _variables(spec: BoxSpec) -> dict[str, str]:
+def build_environment(spec: BoxSpec) -> dict[str, str]:
+    """The variables that the guest starts with."""
     cpus = str(spec.limits.cpu_count)
     found = {
         **spec.template.environment,
@@ -159,7 +180,8 @@ def _variables(spec: BoxSpec) -> dict[str, str]:
     return found | dict(spec.env)
 
 
-def _environment(variables: Mapping[str, str]) -> Iterator[str]:
+def set_environment(variables: Mapping[str, str]) -> Iterator[str]:
+    """As arguments."""
     yield "--clearenv"
     for name, value in variables.items():
         yield from ("--setenv", name, value)

@@ -94,11 +94,12 @@ class DirectoryWatch:
         if not directory or not name:  # a watched directory itself: its parent tells that too
             return
         path = os.path.join(directory, name)
+        known = path in self._announced
         yield from self._changes_at(path, mask)
         if self._recursive and mask & IS_DIRECTORY:
             if mask & MOVED_FROM:
                 self._forget(path)
-            if mask & (CREATE | MOVED_TO):
+            if mask & (CREATE | MOVED_TO) and not known:
                 yield from self._look_into(path)
 
     def _changes_at(self, path: str, mask: int) -> Iterator[Change]:

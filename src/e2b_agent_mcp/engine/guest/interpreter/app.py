@@ -21,16 +21,19 @@ from ..config import Environment, GuestConfig
 from .contexts import Context, ContextNotFoundError, ContextRefusedError, Contexts, Execution
 from .languages import PYTHON
 from .messages import KEEPALIVE, write_line
+from .nursery import Nursery
 
 KEEPALIVE_INTERVAL = 5.0  # seconds of silence; a write is how a vanished client is noticed
 
 
-def create_interpreter(config: GuestConfig, environment: Environment) -> Starlette:
+def create_interpreter(
+    config: GuestConfig, environment: Environment, nursery: Nursery | None = None
+) -> Starlette:
     """Its contexts live in its lifespan, which the caller runs."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with Contexts.open(config, environment) as contexts:
+        async with Contexts.open(config, environment, nursery) as contexts:
             app.state.contexts = contexts
             yield
 

@@ -22,6 +22,7 @@ from .channels import Channels
 from .kernels import Kernel, KernelProcess
 from .languages import JAVASCRIPT, LANGUAGES, PYTHON, Language, find_language
 from .messages import END, Event, Transcript, error, stderr
+from .nursery import Nursery, is_untouched
 
 LAUNCH_TIMEOUT = 60.0  # seconds from the start of a kernel to its first answer
 INTERRUPTS = 3  # how often abandoned code is interrupted: it may swallow a KeyboardInterrupt
@@ -86,13 +87,19 @@ class Context:
     """A namespace that survives between executions; `serve` runs for as long as it exists."""
 
     def __init__(
-        self, language: Language, cwd: Path, config: GuestConfig, environment: Environment
+        self,
+        language: Language,
+        cwd: Path,
+        config: GuestConfig,
+        environment: Environment,
+        nursery: Nursery | None,
     ) -> None:
         self.id = str(uuid.uuid4())
         self.language = language
         self.cwd = cwd
         self._config = config
         self._environment = environment
+        self._nursery = nursery
         self._kernel: Kernel | None = None
         self._removed = False
         # None asks for a kernel, so that the first execution finds one.
@@ -153,25 +160,47 @@ class Context:
             return kernel
         if kernel is not None and execution is not None:
             await execution.emit([stderr(f"{kernel.describe_end()} {LOST}\n")])
-        self._kernel = kernel = self._launch()
+        self._kernel = kernel = await self._launch()
         kernels.start_soon(kernel.serve)
+        if self._removed:  # meanwhile
+            await kernel.end(REMOVED)
+            raise KernelEndedError(REMOVED)
         await self._wait_ready(kernel)
         return kernel
 
-    def _launch(self) -> Kernel:
+    async def _launch(self) -> Kernel:
         environ = self._environ({})
         folder = Path(tempfile.mkdtemp(prefix="kernel-"))
         channels = Channels(folder, self.language.transport)
         try:
-            command = self.language.command(self._config, environ, channels.connection_file)
-            process = KernelProcess.launch(
-                command, environ=environ, cwd=self.cwd, log=folder / "log"
-            )
-        except (OSError, ValueError) as exc:
+            process = await self._fork(channels.connection_file, environ, folder / "log")
+            if process is None:
+                command = self.language.command(self._config, environ, channels.connection_file)
+                process = KernelProcess.launch(
+                    command, environ=environ, cwd=self.cwd, log=folder / "log"
+                )
+        except BaseException as exc:
             channels.close()
             shutil.rmtree(folder)
-            raise KernelEndedError(f"The context could not start: {exc}") from exc
+            if isinstance(exc, (OSError, ValueError)):
+                raise KernelEndedError(f"The context could not start: {exc}") from exc
+            raise
         return Kernel(process=process, channels=channels, folder=folder, variables=environ)
+
+    async def _fork(
+        self, connection_file: Path, environ: Mapping[str, str], log: Path
+    ) -> KernelProcess | None:
+        """None where only a program that is started would be the kernel that is asked for."""
+        if self._nursery is None or self.language is not PYTHON:
+            return None
+        if not is_untouched(self._config.python):
+            return None
+        try:
+            return KernelProcess.adopt(
+                await self._nursery.fork(connection_file, environ=environ, cwd=self.cwd, log=log)
+            )
+        except OSError:
+            return None
 
     def _environ(self, extra: Mapping[str, str]) -> dict[str, str]:
         return self._environment.build({**COLOURS_OFF, **self._environment.variables, **extra})
@@ -280,19 +309,28 @@ async def _ignore(events: Iterable[Event]) -> None:
 class Contexts:
     """All contexts of a sandbox. A language's default context is made when it is asked for."""
 
-    def __init__(self, config: GuestConfig, environment: Environment, tasks: TaskGroup) -> None:
+    def __init__(
+        self,
+        config: GuestConfig,
+        environment: Environment,
+        nursery: Nursery | None,
+        tasks: TaskGroup,
+    ) -> None:
         self._config = config
         self._environment = environment
+        self._nursery = nursery
         self._tasks = tasks
         self._contexts: dict[str, Context] = {}
         self._defaults: dict[str, str] = {}
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, config: GuestConfig, environment: Environment) -> AsyncIterator[Self]:
+    async def open(
+        cls, config: GuestConfig, environment: Environment, nursery: Nursery | None = None
+    ) -> AsyncIterator[Self]:
         """The Python kernel starts at once, so that the first execution finds it."""
         async with anyio.create_task_group() as tasks:
-            contexts = cls(config, environment, tasks)
+            contexts = cls(config, environment, nursery, tasks)
             contexts.find_default(PYTHON.name).prepare()
             if JAVASCRIPT.name in contexts._available():
                 contexts.find_default(JAVASCRIPT.name)
@@ -331,7 +369,7 @@ class Contexts:
         await context.remove()
 
     def _add(self, language: Language, cwd: Path) -> Context:
-        context = Context(language, cwd, self._config, self._environment)
+        context = Context(language, cwd, self._config, self._environment, self._nursery)
         self._contexts[context.id] = context
         self._tasks.start_soon(context.serve)
         return context

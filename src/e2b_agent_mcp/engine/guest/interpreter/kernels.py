@@ -10,7 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Self
 import anyio
 
 from .channels import Channels
+from .nursery import ForkedKernel
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 LOG_TAIL = 2000  # characters
@@ -29,7 +30,8 @@ KILL_TIMEOUT = 2.0  # seconds; a process in uninterruptible sleep is left to the
 class KernelProcess:
     pid: int
     _pidfd: int
-    _child: subprocess.Popen[bytes] | None = None
+    _status: Callable[[], Awaitable[int | None]]
+    _code: int | None = None
     _ended: anyio.Event = field(default_factory=anyio.Event)
 
     @classmethod
@@ -47,16 +49,23 @@ class KernelProcess:
                 stderr=output,
                 start_new_session=True,
             )
-        return cls(pid=child.pid, _pidfd=os.pidfd_open(child.pid), _child=child)
+
+        async def status() -> int:
+            return child.wait()
+
+        return cls(pid=child.pid, _pidfd=os.pidfd_open(child.pid), _status=status)
+
+    @classmethod
+    def adopt(cls, forked: ForkedKernel) -> Self:
+        return cls(pid=_pid_of(forked.pidfd), _pidfd=forked.pidfd, _status=forked.status)
 
     async def wait(self) -> None:
         """Until the process has ended, and takes it off the process table."""
         if not self.poll():
             return
         await anyio.wait_readable(self._pidfd)
+        self._code = await self._status()
         os.close(self._pidfd)
-        if self._child is not None:
-            self._child.wait()
         self._ended.set()
 
     def poll(self) -> bool:
@@ -76,7 +85,7 @@ class KernelProcess:
                 os.killpg(self.pid, number)
 
     def describe_end(self) -> str:
-        code = None if self._child is None else self._child.returncode
+        code = self._code
         if code == -signal.SIGKILL:
             return "was killed, most likely because the sandbox ran out of memory"
         if code is not None and code < 0:
@@ -124,6 +133,13 @@ class Kernel:
 
     def describe_end(self) -> str:
         return self._verdict or f"The context's process {self.process.describe_end()}."
+
+
+def _pid_of(pidfd: int) -> int:
+    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
+        if line.startswith("Pid:"):
+            return int(line.split()[1])
+    raise ProcessLookupError
 
 
 def _read_tail(log: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 NAME = "e2b_startup"
 
 
-def _load() -> None:
+def load() -> None:
     folder = Path(__file__).parent
     sys.path[:] = [entry for entry in sys.path if entry != str(folder)]
     spec = spec_from_file_location(
@@ -25,7 +25,7 @@ def _load() -> None:
 
 
 if __name__ == "__main__":
-    _load()
+    load()
     from e2b_startup.launch import main  # type: ignore[import-not-found]
 
     main(sys.argv[1])

@@ -1,0 +1,33 @@
+"""The zygote: `<home>/.venv/bin/python <this folder> <control socket>`.
+
+It imports in two steps: first what a kernel has, from where a kernel finds it; then what only the
+guest has, which a forked kernel is to see nothing of.
+"""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+GUEST = HERE.parent
+ROOT = GUEST.parent
+
+
+def main(control: int) -> None:
+    sys.path.remove(str(HERE))
+    runpy.run_path(str(GUEST / "interpreter/startup/__main__.py"))["load"]()
+    from e2b_startup import preload  # type: ignore[import-not-found]
+
+    before = dict(os.environ)
+    preload.preload()
+    variables = {name: value for name, value in os.environ.items() if name not in before}
+    modules = frozenset(sys.modules)
+    sys.path += [str(ROOT), str(ROOT / "lib")]
+    from guest.zygote import nursery, server  # type: ignore[import-not-found]
+
+    server.serve(control, nursery.Imports(modules, variables))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
