@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from e2b_agent_mcp.engine import EngineOptions
     from e2b_agent_mcp.engine.isolation import Box
 
-ROUNDS = int(os.environ.get("ZYGOTE_ROUNDS", "10"))
+ROUNDS = int(os.environ.get("ZYGOTE_ROUNDS", "3"))
 TOUCH = "cd .venv/lib/python3*/site-packages && touch own.py"  # kernels are then started
 IS_FORKED = "'zygote' in open('/proc/self/cmdline').read()"
 
