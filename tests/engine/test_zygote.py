@@ -16,6 +16,7 @@ import pytest
 
 from e2b_agent_mcp.engine.host import prepare_host
 from e2b_agent_mcp.engine.isolation import BoxSpec, Nest, Zygotes
+from rounds import rounds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from e2b_agent_mcp.engine import EngineOptions
     from e2b_agent_mcp.engine.isolation import Box
 
-ROUNDS = int(os.environ.get("ZYGOTE_ROUNDS", "3"))
+ROUNDS = rounds(few=3, many=200)
 TOUCH = "cd .venv/lib/python3*/site-packages && touch own.py"  # kernels are then started
 IS_FORKED = "'zygote' in open('/proc/self/cmdline').read()"
 
