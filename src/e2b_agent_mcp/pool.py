@@ -52,6 +52,11 @@ def new_metadata(key: SessionKey, *, instance: str, generation: int) -> dict[str
     return {**of_session(key), "instance": instance, "generation": str(generation)}
 
 
+def creation_of(metadata: Mapping[str, str]) -> str:
+    """What tells one creation of a session's sandbox from every other."""
+    return f"{metadata.get('instance', '')}-{metadata.get('generation', '')}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """A sandbox as E2B lists it."""
@@ -61,6 +66,12 @@ class Candidate:
     paused: bool
     started_at: datetime
     end_at: datetime
+    vcpus: int = 2
+    memory_mb: int = 512
+
+    @property
+    def key(self) -> SessionKey:
+        return SessionKey(self.metadata.get("owner", ""), self.session)
 
     @property
     def session(self) -> str:

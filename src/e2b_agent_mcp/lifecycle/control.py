@@ -25,7 +25,8 @@ from e2b_agent_mcp.errors import (
     SandboxUnavailableError,
     sandbox_errors,
 )
-from e2b_agent_mcp.pool import RETRY_DELAYS, Candidate, SessionKey, new_metadata
+from e2b_agent_mcp.lifecycle.transitions import Transitions
+from e2b_agent_mcp.pool import RETRY_DELAYS, Candidate, SessionKey, creation_of, new_metadata
 from e2b_agent_mcp.settings import Secret, Settings
 
 if TYPE_CHECKING:
@@ -75,9 +76,10 @@ async def bounded(doing: str, seconds: float, call: Callable[[], Awaitable[T]]) 
 class Control:
     """The control plane of one E2B; connects on first use."""
 
-    def __init__(self, settings: Settings, connect: Connect) -> None:
+    def __init__(self, settings: Settings, connect: Connect, transitions: Transitions) -> None:
         self._settings = settings
         self._connect = connect
+        self._tell = transitions.tell
         self._params: E2BParams | None = None
         self._sandboxes: type[AsyncSandbox] | None = None
         self._used_at = 0.0
@@ -102,21 +104,39 @@ class Control:
     ) -> "AsyncSandbox":
         """A new sandbox that carries its session; a repeated request makes no second one."""
         limit = self._settings.sandboxes.create_timeout
+        metadata = new_metadata(key, instance=instance, generation=generation)
+        creation = creation_of(metadata)
 
         async def create(sandboxes: "type[AsyncSandbox]") -> "AsyncSandbox":
             return await sandboxes.create(
                 self._settings.e2b.template,
                 timeout=self._life,
-                metadata=new_metadata(key, instance=instance, generation=generation),
+                metadata=metadata,
                 lifecycle={"on_timeout": self._settings.sandboxes.idle_action},
                 idempotency_key=idempotency_key,
                 request_timeout=limit,
             )
 
         doing = "creating a sandbox"
-        return await bounded(doing, limit, lambda: self._call(doing, create, limit=limit))
+        started = time.monotonic()
+        self._tell("creating", key=key, creation=creation, life=self._life)
+        try:
+            handle = await bounded(doing, limit, lambda: self._call(doing, create, limit=limit))
+        except E2BAgentError as exc:
+            took = time.monotonic() - started
+            self._tell("not_created", key=key, creation=creation, outcome=exc.code, took=took)
+            raise
+        self._tell(
+            "created",
+            handle.sandbox_id,
+            key=key,
+            creation=creation,
+            life=self._life,
+            took=time.monotonic() - started,
+        )
+        return handle
 
-    async def open(self, sandbox_id: str) -> "AsyncSandbox":
+    async def open(self, sandbox_id: str, *, paused: bool = False) -> "AsyncSandbox":
         """A handle of a running or paused sandbox, which is resumed, with a whole life ahead."""
         limit = self._settings.sandboxes.create_timeout
 
@@ -125,9 +145,12 @@ class Control:
             # E2B declares the base class here, and returns the class it was called on.
             return cast("AsyncSandbox", handle)
 
+        started = time.monotonic()
         handle = await self._call("connecting to a sandbox", connect, limit=limit)
         if handle.sandbox_id != sandbox_id:
             raise SandboxLostError("E2B answered with another sandbox than the one asked for.")
+        took = time.monotonic() - started
+        self._tell("resumed" if paused else "connected", sandbox_id, life=self._life, took=took)
         # Connecting never shortens a life, and some servers do not lengthen it either.
         await self.extend(sandbox_id)
         return handle
@@ -146,18 +169,17 @@ class Control:
 
         found = await self._call("listing sandboxes", find)
         # A server that ignores the query must not hand us the sandboxes of others.
-        return [item for item in found if metadata.items() <= item.metadata.items()]
+        return [self._seen(item) for item in found if metadata.items() <= item.metadata.items()]
 
     async def inspect(self, sandbox_id: str) -> Candidate | None:
         """The sandbox as E2B has it; None when it has ended."""
         try:
-            return _candidate(
-                await self._call(
-                    "inspecting a sandbox", lambda sandboxes: sandboxes.get_info(sandbox_id)
-                )
+            info = await self._call(
+                "inspecting a sandbox", lambda sandboxes: sandboxes.get_info(sandbox_id)
             )
         except SandboxLostError:
             return None
+        return self._seen(_candidate(info))
 
     async def extend(self, sandbox_id: str) -> bool:
         """A whole life from now on; False when the sandbox is not running."""
@@ -168,11 +190,19 @@ class Control:
             )
         except SandboxLostError:
             return False
+        self._tell("extended", sandbox_id, life=self._life)
         return True
 
     async def kill(self, sandbox_id: str) -> bool:
         """False when there was nothing to kill."""
-        return await self._call("ending a sandbox", lambda sandboxes: sandboxes.kill(sandbox_id))
+        killed = await self._call("ending a sandbox", lambda sandboxes: sandboxes.kill(sandbox_id))
+        if killed:
+            self._tell("killed", sandbox_id)
+        return killed
+
+    def _seen(self, candidate: Candidate) -> Candidate:
+        self._tell("seen", candidate.sandbox_id, key=candidate.key, candidate=candidate)
+        return candidate
 
     @property
     def _life(self) -> int:
@@ -244,4 +274,6 @@ def _candidate(info: "SandboxInfo") -> Candidate:
         paused=info.state.value == "paused",
         started_at=info.started_at,
         end_at=info.end_at,
+        vcpus=info.cpu_count,
+        memory_mb=info.memory_mb,
     )

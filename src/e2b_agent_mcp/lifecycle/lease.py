@@ -13,8 +13,16 @@ import logging
 import mimetypes
 import posixpath
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
@@ -34,6 +42,7 @@ from e2b_agent_mcp.errors import (
     sandbox_errors,
 )
 from e2b_agent_mcp.lifecycle.control import Control, bounded
+from e2b_agent_mcp.lifecycle.transitions import Transitions
 from e2b_agent_mcp.pool import (
     EXPLAIN_CRASH,
     EXPLAIN_STUCK,
@@ -130,6 +139,7 @@ class Session:
 
     key: SessionKey
     slot: Slot
+    transitions: Transitions
     handle: "AsyncSandbox | None" = None
     # Serves the session's calls in the order of their arrival.
     turn: anyio.Lock = field(default_factory=anyio.Lock)
@@ -139,7 +149,7 @@ class Session:
     installed: set[str] = field(default_factory=set)
 
     def lose(self, sandbox_id: str, why: str) -> None:
-        logger.info("lost sandbox=%s owner=%s", sandbox_id, self.key.owner)
+        self.transitions.tell("lost", sandbox_id, key=self.key)
         self.slot.lose(sandbox_id, why)
         self.clear()
 
@@ -237,16 +247,40 @@ class Lease:
         await self._look_before_running()
         await self._await_interpreter()
         received = _Received(on_stdout, on_stderr)
-        started = time.monotonic()
-        self._session.unsettled = True
+        with self._told_run() as told:
+            self._session.unsettled = True
+            try:
+                status, execution, note = await self._run(code, timeout, received)
+            except BaseException:
+                if self._session.unsettled:
+                    await self.settle()
+                raise
+            told.status = status
+        return Run(status=status, execution=execution, duration=told.duration, note=note)
+
+    @contextmanager
+    def _told_run(self) -> Iterator["_ToldRun"]:
+        """Tells that something runs, and how it ended; measures it meanwhile."""
+        told = _ToldRun()
+        tell = self._session.transitions.tell
+        tell("run_started", self._sandbox_id, key=self._session.key)
         try:
-            status, execution, note = await self._run(code, timeout, received)
-        except BaseException:
-            if self._session.unsettled:
-                await self.settle()
+            yield told
+        except E2BAgentError as exc:
+            told.status = exc.code
             raise
-        duration = time.monotonic() - started
-        return Run(status=status, execution=execution, duration=duration, note=note)
+        except anyio.get_cancelled_exc_class():
+            told.status = "cancelled"
+            raise
+        finally:
+            told.duration = time.monotonic() - told.started
+            tell(
+                "run_ended",
+                self._sandbox_id,
+                key=self._session.key,
+                outcome=told.status,
+                took=told.duration,
+            )
 
     async def _run(
         self, code: str, timeout: float, received: "_Received"
@@ -290,14 +324,15 @@ class Lease:
         self, command: str, timeout: float, cwd: str | None, received: "_Received"
     ) -> CommandRun:
         await self._look_before_running()
-        started = time.monotonic()
-        status, exit_code, note = await self._command(command, timeout, cwd, received)
+        with self._told_run() as told:
+            status, exit_code, note = await self._command(command, timeout, cwd, received)
+            told.status = status
         return CommandRun(
             status=status,
             exit_code=exit_code,
             stdout="".join(received.execution.logs.stdout),
             stderr="".join(received.execution.logs.stderr),
-            duration=time.monotonic() - started,
+            duration=told.duration,
             note=note,
         )
 
@@ -576,6 +611,13 @@ class Lease:
             paused.reached = error.reached
             return paused
         return error
+
+
+@dataclass(eq=False)
+class _ToldRun:
+    started: float = field(default_factory=time.monotonic)
+    status: str = "failed"  # until it ends in another way
+    duration: float = 0.0  # seconds
 
 
 class _Flood(Exception):

@@ -30,6 +30,7 @@ from anyio.abc import TaskGroup
 from e2b_agent_mcp.errors import E2BAgentError, SandboxLostError, SandboxUnavailableError
 from e2b_agent_mcp.lifecycle.control import Connect, Control, Progress
 from e2b_agent_mcp.lifecycle.lease import Lease, Session
+from e2b_agent_mcp.lifecycle.transitions import Transitions
 from e2b_agent_mcp.pool import (
     EXPLAIN_REPLACED,
     Candidate,
@@ -74,7 +75,8 @@ class SandboxManager:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
-        self._control = Control(settings, connect)
+        self._transitions = Transitions()
+        self._control = Control(settings, connect, self._transitions)
         self._clock = clock
         self._instance = uuid.uuid4().hex
         self._pool = Pool(limit=settings.sandboxes.max, life=settings.sandboxes.timeout)
@@ -112,8 +114,13 @@ class SandboxManager:
         The sandbox does not end while it is leased, and lives `sandboxes.timeout` afterwards.
         """
         session = self._session(key)
+        asked = time.monotonic()
         async with session.turn:
             lease = await self._open(session, on_progress)
+            leased = time.monotonic()
+            self._transitions.tell(
+                "leased", lease.sandbox_id, key=key, outcome=lease.state, took=leased - asked
+            )
             self._look_after(key.owner)
             beating = anyio.CancelScope()
             self._running.start_soon(self._keep_alive, session, lease, beating)
@@ -122,6 +129,8 @@ class SandboxManager:
             finally:
                 beating.cancel()
                 lease.close()
+                held = time.monotonic() - leased
+                self._transitions.tell("released", lease.sandbox_id, key=key, took=held)
             if session.slot.sandbox_id and self._pool.must_extend(session.slot, self._clock()):
                 await self._try_to_extend(session, lease.sandbox_id)
 
@@ -142,7 +151,6 @@ class SandboxManager:
             session.slot.drop()
             session.clear()
         killed = [await self._control.kill(item) for item in sorted(sandboxes) if item]
-        logger.info("ended sandboxes=%s owner=%s", ",".join(sorted(sandboxes)), key.owner)
         return any(killed)
 
     async def prune(self, owner: str, *, dry_run: bool = False) -> list[SessionInfo]:
@@ -195,7 +203,9 @@ class SandboxManager:
                 self._sessions.pop(old, None)
                 self._pool.forget(old)
         if key not in self._sessions:
-            self._sessions[key] = Session(key=key, slot=self._pool.slot(key))
+            self._sessions[key] = Session(
+                key=key, slot=self._pool.slot(key), transitions=self._transitions
+            )
         return self._sessions[key]
 
     async def _open(self, session: Session, on_progress: Progress | None) -> Lease:
@@ -231,13 +241,6 @@ class SandboxManager:
             reopen=partial(self._open, session, None),
         )
         slot.lost, slot.created = "", False
-        logger.info(
-            "lease sandbox=%s state=%s generation=%d owner=%s",
-            lease.sandbox_id,
-            lease.state,
-            slot.generation,
-            session.key.owner,
-        )
         return lease
 
     async def _reuse(self, session: Session) -> SandboxState | None:
@@ -280,7 +283,7 @@ class SandboxManager:
     async def _take(self, session: Session, found: Candidate) -> SandboxState | None:
         """Connects to a sandbox that E2B has; None when it ended in that moment."""
         try:
-            handle = await self._control.open(found.sandbox_id)
+            handle = await self._control.open(found.sandbox_id, paused=found.paused)
         except SandboxLostError:
             return None
         self._hold(session, handle, found.generation)
@@ -306,7 +309,7 @@ class SandboxManager:
         # Carried to the call that waits for it, which raises it.
         except Exception as exc:
             creation.error = exc
-            logger.info("no sandbox created owner=%s: %r", session.key.owner, exc)
+            logger.info("no sandbox for owner=%s: %r", session.key.owner, exc)
         except BaseException:
             creation.error = SandboxUnavailableError("The server is stopping.")
             raise
@@ -323,12 +326,6 @@ class SandboxManager:
             instance=self._instance,
             generation=generation,
             idempotency_key=uuid.uuid4().hex,
-        )
-        logger.info(
-            "created sandbox=%s generation=%d owner=%s",
-            handle.sandbox_id,
-            generation,
-            session.key.owner,
         )
         self._hold(session, handle, generation)
         session.slot.created = True
