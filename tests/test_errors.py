@@ -95,7 +95,7 @@ REFUSED = httpx.Request("GET", "http://e2b")
         pytest.param(
             e2b.SandboxException("400: Timeout cannot be greater than 1 hours", status_code=400),
             SandboxError,
-            "E2B_AGENT_MCP_SANDBOXES_TIMEOUT",
+            "E2B_AGENT_MCP_SANDBOXES_IDLE_AFTER",
             id="over the plan's limit",
         ),
         pytest.param(

@@ -31,7 +31,7 @@ from e2b_agent_mcp.lifecycle import lease as lease_module
 from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.settings import EngineSettings, FileSettings, SandboxSettings, Secret, Settings
 
-SETTINGS = Settings(sandboxes=SandboxSettings(timeout=120))
+SETTINGS = Settings(sandboxes=SandboxSettings(idle_after=120))
 
 
 class Connector:
@@ -341,7 +341,7 @@ async def test_a_lease_soon_after_another_asks_e2b_nothing(
     ) as manager:
         created = await end_at()
         assert await end_at() == created
-        passed = SETTINGS.sandboxes.timeout / 9
+        passed = SETTINGS.sandboxes.idle_after / 9
         assert await end_at() > created
 
 
@@ -385,7 +385,7 @@ async def test_a_sandbox_paused_under_a_run_keeps_its_variables(
 async def test_an_unused_sandbox_pauses_resumes_and_is_pruned_after_its_retention(
     engine: EngineAddress, key: SessionKey
 ) -> None:
-    pausing = SandboxSettings(timeout=1, idle_action="pause")
+    pausing = SandboxSettings(idle_after=1, idle_action="pause")
 
     async def paused(manager: SandboxManager) -> list[str]:
         with anyio.fail_after(10):
@@ -416,7 +416,7 @@ async def test_an_unused_sandbox_pauses_resumes_and_is_pruned_after_its_retentio
 async def test_a_leased_sandbox_outlives_its_timeout(
     engine: EngineAddress, key: SessionKey
 ) -> None:
-    short = replace(SETTINGS, sandboxes=SandboxSettings(timeout=2))
+    short = replace(SETTINGS, sandboxes=SandboxSettings(idle_after=2))
     async with SandboxManager(short, connect=Connector(engine)) as manager:
         async with manager.lease(key) as lease:
             assert await text(lease, "import time; time.sleep(4); 'alive'") == "alive"

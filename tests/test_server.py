@@ -440,7 +440,7 @@ async def test_a_session_is_listed_restarted_and_ended(client: Client, settings:
     sessions = (await data(client, "list_sessions"))["sessions"]
     (mine,) = (s for s in sessions if s["session"] == settings.session)
     assert (mine["sandbox_id"], mine["state"]) == (first["sandbox_id"], "running")
-    assert 0 < mine["expires_in"] <= settings.sandboxes.timeout
+    assert 0 < mine["expires_in"] <= settings.sandboxes.idle_after
 
     await data(client, "restart_session")
     after = await data(client, "run_python", code="import os; 'x' in globals(), os.listdir()")

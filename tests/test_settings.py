@@ -45,13 +45,13 @@ def test_the_proxy_is_read_in_both_spellings(name: str) -> None:
             id="not a number",
         ),
         pytest.param(
-            {"E2B_AGENT_MCP_SANDBOXES_TIMEOUT": "-1"},
-            "E2B_AGENT_MCP_SANDBOXES_TIMEOUT: expected a number of at least 0, got '-1'.",
+            {"E2B_AGENT_MCP_SANDBOXES_IDLE_AFTER": "-1"},
+            "E2B_AGENT_MCP_SANDBOXES_IDLE_AFTER: expected a number of at least 0, got '-1'.",
             id="negative",
         ),
         pytest.param(
-            {"E2B_AGENT_MCP_SANDBOXES_TIMEOUT": "nan"},
-            "E2B_AGENT_MCP_SANDBOXES_TIMEOUT: expected a number of at least 0, got 'nan'.",
+            {"E2B_AGENT_MCP_SANDBOXES_IDLE_AFTER": "nan"},
+            "E2B_AGENT_MCP_SANDBOXES_IDLE_AFTER: expected a number of at least 0, got 'nan'.",
             id="not finite",
         ),
         pytest.param(

@@ -26,7 +26,7 @@ async def manager(engine: EngineAddress) -> AsyncIterator[SandboxManager]:
             sandbox_url=engine.sandbox_url,
         )
 
-    settings = Settings(sandboxes=SandboxSettings(timeout=120))
+    settings = Settings(sandboxes=SandboxSettings(idle_after=120))
     async with SandboxManager(settings, connect=connect) as manager:
         yield manager
 

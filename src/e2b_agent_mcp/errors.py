@@ -237,7 +237,7 @@ def _refused(status: int | None, text: str, doing: str) -> SandboxError:
         )
     hint = ""
     if status == 400 and "timeout" in text.lower():
-        hint = "Lower E2B_AGENT_MCP_SANDBOXES_TIMEOUT to what the E2B plan allows."
+        hint = "Lower E2B_AGENT_MCP_SANDBOXES_IDLE_AFTER to what the E2B plan allows."
     elif status == 405 or (status == 404 and "template" not in text.lower()):
         hint = "This E2B server may be older than the installed SDK: update it."
     return SandboxError(f"E2B refused while {doing}: {text}", hint=hint)

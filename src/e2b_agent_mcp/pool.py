@@ -160,7 +160,7 @@ class Slot:
 
 
 class Pool:
-    """The sessions of one process; `limit` is `sandboxes.max`, `life` is `sandboxes.timeout`."""
+    """The sessions of one process; `limit` is `sandboxes.max`, `life` is `sandboxes.idle_after`."""
 
     def __init__(self, *, limit: int, life: float) -> None:
         self._limit = limit

@@ -68,11 +68,17 @@ class E2BSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxSettings:
-    """How long sandboxes live and how many there may be. Seconds."""
+    """How long sandboxes live and how many there may be. Seconds.
 
-    timeout: float = option(600.0, "life of a sandbox after its last use, in seconds")
+    `idle_after` is the only clock of a sandbox that runs: with every use E2B is told to act so many
+    seconds later, and does so by itself, whether or not a process of ours is left.
+    """
+
+    idle_after: float = option(
+        600.0, "an unused sandbox is ended or paused after so long, in seconds"
+    )
     idle_action: Literal["kill", "pause"] = option(
-        "kill", "what becomes of a sandbox then; paused, it is resumed by its session's next call"
+        "kill", "which of the two; a paused sandbox is resumed by its session's next call"
     )
     retention: float = option(604_800.0, "a paused sandbox is ended after so long, in seconds")
     max: int = option(20, "most sandboxes that one server holds at once")
@@ -82,7 +88,7 @@ class SandboxSettings:
     @property
     def kept(self) -> float:
         """How long an unused session keeps its state."""
-        return self.timeout + (self.retention if self.idle_action == "pause" else 0.0)
+        return self.idle_after + (self.retention if self.idle_action == "pause" else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ def settings_for(
         api_key=Secret(api_key) if api_key else base.e2b.api_key,
         template=template or base.e2b.template,
     )
-    return replace(base, e2b=e2b, sandboxes=replace(base.sandboxes, timeout=life))
+    return replace(base, e2b=e2b, sandboxes=replace(base.sandboxes, idle_after=life))
 
 
 class _Open(NamedTuple):

@@ -206,7 +206,7 @@ class Control:
 
     @property
     def _life(self) -> int:
-        return math.ceil(self._settings.sandboxes.timeout)
+        return math.ceil(self._settings.sandboxes.idle_after)
 
     async def _call(
         self,

@@ -5,7 +5,7 @@
             run = await lease.run_code("1 + 1", timeout=60)
 
 Contract: a session has one sandbox, and one lease at a time, in the order of the calls; sessions do
-not wait for each other. Leaving the manager ends no sandbox: they live on for `sandboxes.timeout`
+not wait for each other. Leaving the manager ends no sandbox: each lives `sandboxes.idle_after` on
 and the next process finds them by their metadata. At their timeout E2B itself ends or pauses them
 (`sandboxes.idle_action`), so that holds when no process of ours is left.
 
@@ -79,7 +79,7 @@ class SandboxManager:
         self._control = Control(settings, connect, self._transitions)
         self._clock = clock
         self._instance = uuid.uuid4().hex
-        self._pool = Pool(limit=settings.sandboxes.max, life=settings.sandboxes.timeout)
+        self._pool = Pool(limit=settings.sandboxes.max, life=settings.sandboxes.idle_after)
         self._sessions: dict[SessionKey, Session] = {}
         self._creations: dict[SessionKey, _Creation] = {}
         self._swept: set[str] = set()  # owners whose paused sandboxes a task looks after
@@ -111,7 +111,7 @@ class SandboxManager:
     ) -> AsyncIterator[Lease]:
         """Exclusive use of the session's sandbox; waits for the session's earlier calls.
 
-        The sandbox does not end while it is leased, and lives `sandboxes.timeout` afterwards.
+        The sandbox does not end while it is leased, and lives `sandboxes.idle_after` afterwards.
         """
         session = self._session(key)
         asked = time.monotonic()
