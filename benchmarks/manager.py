@@ -10,12 +10,10 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 
 import anyio
 
 from e2b_agent_mcp import SandboxManager, Settings
-from e2b_agent_mcp.connection import e2b_params
 from e2b_agent_mcp.pool import SessionKey
 
 KEY = SessionKey("benchmark", "manager")
@@ -29,7 +27,7 @@ async def seconds(call: Callable[[], Awaitable[object]]) -> float:
 
 async def main(calls: int) -> None:
     settings = Settings.from_process()
-    async with SandboxManager(settings, connect=partial(e2b_params, settings)) as manager:
+    async with SandboxManager(settings) as manager:
 
         async def leased() -> None:
             async with manager.lease(KEY) as lease:

@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 # What a module (or a package of modules) may import of ours. `settings` and `errors` are open to
 # all outside the engine.
 LAYERS = {
-    "": {"server", "lifecycle", "connection", "agent"},
+    "": {"server", "lifecycle", "agent", "pool"},
     "__main__": {"cli"},
     "cli": {
         *("server", "lifecycle", "connection", "rendering", "pool", "engine"),
@@ -27,11 +27,11 @@ LAYERS = {
     "doctor": {"connection", "lifecycle", "engine"},
     "install": set[str](),
     "server": {"lifecycle", "connection", "rendering", "tasks", "agent", "pool"},
-    "connection": {"lifecycle", "engine"},
+    "connection": {"engine"},
     "tasks": {"lifecycle", "agent", "pool"},
     "agent": {"lifecycle", "pool", "connection"},  # for programs that have no server
     "rendering": {"lifecycle", "pool"},
-    "lifecycle": {"pool"},
+    "lifecycle": {"pool", "connection"},
     "pool": set[str](),
     "settings": set[str](),
     "errors": set[str](),

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
 
 import anyio
 import pytest
 from e2b_code_interpreter import E2B
 
-from e2b_agent_mcp.connection import e2b_params, engine_options
+import e2b_agent_mcp
+from e2b_agent_mcp.connection import engine_options
 from e2b_agent_mcp.engine import EngineAddress, EngineOptions, find, stop
 from e2b_agent_mcp.errors import (
     AuthenticationError,
@@ -29,7 +29,15 @@ from e2b_agent_mcp.errors import (
 from e2b_agent_mcp.lifecycle import E2BParams, Lease, Progress, Run, SandboxManager
 from e2b_agent_mcp.lifecycle import lease as lease_module
 from e2b_agent_mcp.pool import SessionKey
-from e2b_agent_mcp.settings import EngineSettings, FileSettings, SandboxSettings, Secret, Settings
+from e2b_agent_mcp.settings import (
+    E2BSettings,
+    EngineSettings,
+    FileSettings,
+    RunSettings,
+    SandboxSettings,
+    Secret,
+    Settings,
+)
 
 SETTINGS = Settings(sandboxes=SandboxSettings(idle_after=120))
 
@@ -436,7 +444,7 @@ async def test_an_engine_that_ended_is_started_again_and_the_loss_told(
     async def on_progress(message: str) -> None:
         heard.append(message)
 
-    async with SandboxManager(settings, connect=partial(e2b_params, settings)) as manager:
+    async with SandboxManager(settings) as manager:
         async with manager.lease(key, on_progress=on_progress) as first:
             assert first.state == "created"
         assert heard == ["Starting the engine", "Creating a sandbox"]
@@ -455,7 +463,7 @@ async def test_an_engine_killed_under_a_run_is_a_lost_sandbox(
     )
     settings = replace(SETTINGS, engine=folders)
     options = engine_options(settings)
-    async with SandboxManager(settings, connect=partial(e2b_params, settings)) as manager:
+    async with SandboxManager(settings) as manager:
         async with manager.lease(key) as lease:
             address = await find(options)
             assert address is not None
@@ -801,3 +809,40 @@ async def test_a_lease_ends_with_its_block(manager: SandboxManager, key: Session
         pass
     with pytest.raises(RuntimeError, match="lease the session again"):
         await lease.run_code("1", timeout=1)
+
+
+# From a program of one's own
+
+
+async def test_a_name_alone_is_a_session_of_this_user(engine: EngineAddress) -> None:
+    owner = uuid.uuid4().hex
+    e2b = E2BSettings(
+        api_key=Secret(engine.api_key), api_url=engine.api_url, sandbox_url=engine.sandbox_url
+    )
+    settings = Settings(e2b=e2b, owner=owner)
+    async with e2b_agent_mcp.SandboxManager(settings) as manager:
+        async with manager.lease("analysis") as lease:
+            await lease.run_code("x = 6 * 7")
+            run = await lease.run_code("x")
+            assert run.execution.text == "42"
+            assert (await lease.run_command("echo $((6 * 7))")).stdout == "42\n"
+        (listed,) = await manager.list_sessions()
+        assert (listed.name, listed.sandbox_id) == ("analysis", lease.sandbox_id)
+        key = e2b_agent_mcp.SessionKey(f"local:{owner}", "analysis")
+        async with manager.lease(key) as again:
+            assert again.sandbox_id == lease.sandbox_id
+        assert await manager.end_session("analysis")
+        assert not await manager.end_session(key)
+
+
+async def test_code_without_a_limit_of_its_own_has_that_of_the_settings(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    settings = replace(SETTINGS, runs=RunSettings(timeout=0.2))
+    async with (
+        SandboxManager(settings, connect=Connector(engine)) as manager,
+        manager.lease(key) as lease,
+    ):
+        run = await lease.run_code("while True: pass")
+        command = await lease.run_command("sleep 100")
+    assert (run.status, command.status) == ("timeout", "timeout")

@@ -9,19 +9,31 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from e2b_agent_mcp.agent.executor import SandboxExecutor
     from e2b_agent_mcp.agent.interpreter_tool import E2BPythonInterpreterTool
-    from e2b_agent_mcp.lifecycle import SandboxManager
+    from e2b_agent_mcp.errors import E2BAgentError
+    from e2b_agent_mcp.lifecycle import CommandRun, Lease, Run, SandboxManager
+    from e2b_agent_mcp.pool import SessionKey
     from e2b_agent_mcp.server import create_server
     from e2b_agent_mcp.settings import Settings
 
 __all__ = [
+    "CommandRun",
+    "E2BAgentError",
     "E2BPythonInterpreterTool",
+    "Lease",
+    "Run",
     "SandboxExecutor",
     "SandboxManager",
+    "SessionKey",
     "Settings",
     "create_server",
 ]
 
 _MODULES = {
+    "CommandRun": "e2b_agent_mcp.lifecycle",
+    "E2BAgentError": "e2b_agent_mcp.errors",
+    "Lease": "e2b_agent_mcp.lifecycle",
+    "Run": "e2b_agent_mcp.lifecycle",
+    "SessionKey": "e2b_agent_mcp.pool",
     "E2BPythonInterpreterTool": "e2b_agent_mcp.agent.interpreter_tool",
     "SandboxExecutor": "e2b_agent_mcp.agent.executor",
     "SandboxManager": "e2b_agent_mcp.lifecycle",

@@ -483,10 +483,9 @@ def _exports(address: "EngineAddress") -> str:
 
 
 def _manager(settings: Settings) -> "SandboxManager":
-    from e2b_agent_mcp.connection import e2b_params
     from e2b_agent_mcp.lifecycle import SandboxManager
 
-    return SandboxManager(settings, connect=partial(e2b_params, settings))
+    return SandboxManager(settings)
 
 
 def _progress() -> "Progress":

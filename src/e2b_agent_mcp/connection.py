@@ -5,19 +5,40 @@ The one place outside the engine that imports it.
 
 import ipaddress
 import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from e2b_agent_mcp.errors import EngineUnavailableError, SettingsError
-from e2b_agent_mcp.lifecycle import E2BParams, Progress
 from e2b_agent_mcp.settings import E2BSettings, SandboxSettings, Secret, Settings
 
 if TYPE_CHECKING:
     from e2b_agent_mcp.engine import EngineOptions
+
+
+Progress = Callable[[str], Awaitable[None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class E2BParams:
+    """Which E2B a client speaks to; `None` leaves the choice to the SDK."""
+
+    api_key: Secret
+    domain: str | None = None
+    api_url: str | None = None
+    sandbox_url: str | None = None
+    proxy: str | None = None
+
+
+class Connect(Protocol):
+    """Gives the address of E2B; called again when that address stops answering."""
+
+    async def __call__(self, *, on_progress: Progress | None) -> E2BParams: ...
 
 
 async def e2b_params(settings: Settings, *, on_progress: Progress | None = None) -> E2BParams:

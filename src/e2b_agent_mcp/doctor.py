@@ -7,7 +7,6 @@ import platform
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import anyio
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from e2b_agent_mcp.connection import e2b_params, engine_options
+from e2b_agent_mcp.connection import engine_options
 from e2b_agent_mcp.engine import EngineError, find, find_template, probe
 from e2b_agent_mcp.errors import E2BAgentError
 from e2b_agent_mcp.lifecycle import SandboxManager
@@ -94,7 +93,7 @@ async def _examine_cloud(settings: Settings, report: Report) -> None:
     report.sandboxes["where"] = f"E2B ({settings.e2b.api_url or settings.e2b.domain or 'e2b.app'})"
     try:
         with anyio.fail_after(CLOUD_TIMEOUT):
-            async with SandboxManager(settings, connect=partial(e2b_params, settings)) as manager:
+            async with SandboxManager(settings) as manager:
                 await manager.list_sessions(settings.local_owner)
         report.sandboxes["E2B"] = "reached, key accepted"
     except (E2BAgentError, TimeoutError) as exc:

@@ -12,14 +12,12 @@ import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple, TypeVar
 
 import anyio
 from anyio.from_thread import BlockingPortal
 
 from e2b_agent_mcp.agent.workspace import Observation, Workspace
-from e2b_agent_mcp.connection import e2b_params
 from e2b_agent_mcp.lifecycle import SandboxManager
 from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.settings import Secret, Settings
@@ -99,8 +97,7 @@ class OwnSandbox:
 
     async def _serve(self, opened: "Future[tuple[BlockingPortal, Workspace]]") -> None:
         key = SessionKey(f"program-{uuid.uuid4().hex}", "program")
-        connect = partial(e2b_params, self._settings)
-        async with SandboxManager(self._settings, connect=connect) as manager:
+        async with SandboxManager(self._settings) as manager:
             try:
                 async with BlockingPortal() as portal, manager.lease(key) as lease:
                     workspace = Workspace(lease, on_output=_ignore, replacements=math.inf)

@@ -12,7 +12,7 @@ import anyio
 from rich.console import Console
 
 from e2b_agent_mcp.commands.terminal import TaskView, answer_of, print_end
-from e2b_agent_mcp.connection import e2b_params, tasks_dir
+from e2b_agent_mcp.connection import tasks_dir
 from e2b_agent_mcp.errors import InvalidArgumentError
 from e2b_agent_mcp.lifecycle import Lease, SandboxManager
 from e2b_agent_mcp.rendering import task_result
@@ -41,7 +41,7 @@ async def opened(settings: Settings) -> AsyncIterator[tuple[SandboxManager, Task
     """The tasks and sandboxes that a server of this user with these settings works with."""
     store = TaskStore(partial(tasks_dir, settings))
     async with (
-        SandboxManager(settings, connect=partial(e2b_params, settings)) as manager,
+        SandboxManager(settings) as manager,
         TaskRegistry(settings, manager, store) as tasks,
     ):
         yield manager, tasks

@@ -3,7 +3,7 @@
 `control` speaks to E2B's control plane, `lease` to the sandbox, `manager` decides between them.
 """
 
-from e2b_agent_mcp.lifecycle.control import Connect, E2BParams, Progress
+from e2b_agent_mcp.connection import Connect, E2BParams, Progress
 from e2b_agent_mcp.lifecycle.lease import CommandRun, FileInfo, Lease, Output, Run, RunStatus
 from e2b_agent_mcp.lifecycle.manager import SandboxManager, SessionInfo
 

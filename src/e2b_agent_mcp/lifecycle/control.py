@@ -11,13 +11,13 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
 from anyio import to_thread
 
+from e2b_agent_mcp.connection import Connect, E2BParams, Progress
 from e2b_agent_mcp.errors import (
     E2BAgentError,
     RateLimitError,
@@ -27,7 +27,7 @@ from e2b_agent_mcp.errors import (
 )
 from e2b_agent_mcp.lifecycle.transitions import Transitions
 from e2b_agent_mcp.pool import RETRY_DELAYS, Candidate, SessionKey, creation_of, new_metadata
-from e2b_agent_mcp.settings import Secret, Settings
+from e2b_agent_mcp.settings import Settings
 
 if TYPE_CHECKING:
     from e2b import SandboxInfo
@@ -39,24 +39,6 @@ logger = logging.getLogger(__name__)
 ADDRESS_AGE = 60.0  # seconds without a call after which E2B's address is asked for again
 
 T = TypeVar("T")
-Progress = Callable[[str], Awaitable[None]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class E2BParams:
-    """Which E2B a client speaks to; `None` leaves the choice to the SDK."""
-
-    api_key: Secret
-    domain: str | None = None
-    api_url: str | None = None
-    sandbox_url: str | None = None
-    proxy: str | None = None
-
-
-class Connect(Protocol):
-    """Gives the address of E2B; called again when that address stops answering."""
-
-    async def __call__(self, *, on_progress: Progress | None) -> E2BParams: ...
 
 
 async def bounded(doing: str, seconds: float, call: Callable[[], Awaitable[T]]) -> T:

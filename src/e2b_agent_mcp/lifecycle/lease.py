@@ -163,7 +163,14 @@ class Session:
 
 
 class Lease:
-    """Exclusive use of a session's sandbox, from `SandboxManager.lease`; ends with its block."""
+    """Exclusive use of a session's sandbox, from `SandboxManager.lease`; ends with its block.
+
+    `session` and `sandbox_id` say where; `state` (`created`, `reused`, `resumed`, `recreated`) and
+    `lost` say what became of the session since its last lease, in words that a model can read.
+    Each is one request to the sandbox, but the first run of a new sandbox, which waits for its
+    interpreter. Errors: `SandboxLostError` when the sandbox is gone for good, `SandboxError` when
+    E2B fails or refuses, `NotFoundError` and `TooLargeError` for files.
+    """
 
     def __init__(
         self,
@@ -219,15 +226,20 @@ class Lease:
         self,
         code: str,
         *,
-        timeout: float,
+        timeout: float | None = None,
         on_stdout: Output | None = None,
         on_stderr: Output | None = None,
     ) -> Run:
         """Runs Python in the session's context; an exception of the code is a result, not ours.
 
-        Raises `SandboxLostError` when the sandbox ended under the code.
+        After `timeout` seconds (`runs.timeout`) the code is interrupted, and variables are kept if
+        it gives way. Raises `SandboxLostError` when the sandbox ended under the code.
         """
-        return await self._first(lambda: self._run_code(code, timeout, on_stdout, on_stderr))
+        limit = self._limit(timeout)
+        return await self._first(lambda: self._run_code(code, limit, on_stdout, on_stderr))
+
+    def _limit(self, timeout: float | None) -> float:
+        return self._settings.runs.timeout if timeout is None else timeout
 
     async def _first(self, call: Callable[[], Awaitable[T]]) -> T:
         """A lease does not ask whether its sandbox still exists; its first call finds out."""
@@ -310,14 +322,16 @@ class Lease:
         self,
         command: str,
         *,
-        timeout: float,
+        timeout: float | None = None,
         cwd: str | None = None,
         on_stdout: Output | None = None,
         on_stderr: Output | None = None,
     ) -> CommandRun:
-        """Runs a shell command; what it started in the background lives on."""
+        """Runs a shell command, stopped after `timeout` seconds (`runs.timeout`); what it started
+        in the background lives on. An exit code other than 0 is a result."""
+        limit = self._limit(timeout)
         return await self._first(
-            lambda: self._run_command(command, timeout, cwd, _Received(on_stdout, on_stderr))
+            lambda: self._run_command(command, limit, cwd, _Received(on_stdout, on_stderr))
         )
 
     async def _run_command(

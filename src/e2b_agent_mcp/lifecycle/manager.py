@@ -1,8 +1,8 @@
 """Sandboxes of sessions: created once, found again, extended, resumed, replaced.
 
-    async with SandboxManager(settings, connect=partial(e2b_params, settings)) as manager:
-        async with manager.lease(SessionKey("me", "analysis")) as lease:
-            run = await lease.run_code("1 + 1", timeout=60)
+    async with SandboxManager(settings) as manager:
+        async with manager.lease("analysis") as lease:
+            run = await lease.run_code("1 + 1")
 
 Contract: a session has one sandbox, and one lease at a time, in the order of the calls; sessions do
 not wait for each other. Leaving the manager ends no sandbox: each lives `sandboxes.idle_after` on
@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Literal, Self
 import anyio
 from anyio.abc import TaskGroup
 
+from e2b_agent_mcp.connection import Connect, Progress, e2b_params
 from e2b_agent_mcp.errors import E2BAgentError, SandboxLostError, SandboxUnavailableError
-from e2b_agent_mcp.lifecycle.control import Connect, Control, Progress
+from e2b_agent_mcp.lifecycle.control import Control
 from e2b_agent_mcp.lifecycle.lease import Lease, Session
 from e2b_agent_mcp.lifecycle.transitions import Transitions
 from e2b_agent_mcp.pool import (
@@ -65,17 +66,29 @@ class SessionInfo:
 
 
 class SandboxManager:
-    """Leases sandboxes to sessions; use it with `async with`, on asyncio."""
+    """Leases sandboxes to sessions; use it with `async with`, on asyncio (not trio).
+
+    A session is given by its name, and then belongs to this user on this machine, or by a
+    `SessionKey`, which also says whose it is: a program that serves several people gives each an
+    owner, and owners never see each other's sandboxes.
+
+    The first lease of a process costs the start of the embedded engine (minutes when its template
+    must be built) or a second for the import of E2B's SDK; of a session, the creation of its
+    sandbox; every other lease asks E2B nothing. Every method raises only `E2BAgentError`s, whose
+    tree is drawn in `errors.py`, or what your own callbacks raise. Several managers, in one process
+    or many, may use the same sessions: they find each other's sandboxes.
+    """
 
     def __init__(
         self,
         settings: Settings,
         *,
-        connect: Connect,
+        connect: Connect | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._transitions = Transitions()
+        connect = connect or partial(e2b_params, settings)
         self._control = Control(settings, connect, self._transitions)
         self._clock = clock
         self._instance = uuid.uuid4().hex
@@ -102,17 +115,21 @@ class SandboxManager:
         self._tasks = None
 
     async def prepare(self, on_progress: Progress | None = None) -> None:
-        """Imports E2B's SDK, and starts the embedded engine if it is used, ahead of a lease."""
+        """Does ahead of a lease what the first one would wait for: imports E2B's SDK, and starts
+        the embedded engine if it is used. `on_progress` hears of what takes long, in words."""
         await self._control.connect(on_progress)
 
     @asynccontextmanager
     async def lease(
-        self, key: SessionKey, *, on_progress: Progress | None = None
+        self, key: SessionKey | str, *, on_progress: Progress | None = None
     ) -> AsyncIterator[Lease]:
-        """Exclusive use of the session's sandbox; waits for the session's earlier calls.
+        """Exclusive use of the session's sandbox; waits for the session's earlier leases, so one
+        task must not lease a session twice. `lease.state` and `lease.lost` tell whether the sandbox
+        is new, and what that cost the session.
 
         The sandbox does not end while it is leased, and lives `sandboxes.idle_after` afterwards.
         """
+        key = self._key(key)
         session = self._session(key)
         asked = time.monotonic()
         async with session.turn:
@@ -134,13 +151,20 @@ class SandboxManager:
             if session.slot.sandbox_id and self._pool.must_extend(session.slot, self._clock()):
                 await self._try_to_extend(session, lease.sandbox_id)
 
-    async def list_sessions(self, owner: str) -> list[SessionInfo]:
-        """The owner's sessions that have a sandbox, by whichever process they were started."""
-        found = await self._control.find(owned_by(owner))
+    async def list_sessions(self, owner: str | None = None) -> list[SessionInfo]:
+        """The owner's sessions that have a sandbox, by whichever process they were started.
+
+        One request to E2B. Without an `owner`, those that are given by their name alone.
+        """
+        found = await self._control.find(owned_by(owner or self._settings.local_owner))
         return [_session_info(candidate) for candidate in by_session(found)]
 
-    async def end_session(self, key: SessionKey) -> bool:
-        """Ends the session's sandbox at once, under a running call too; False if it had none."""
+    async def end_session(self, key: SessionKey | str) -> bool:
+        """Ends the session's sandbox at once, under a running call too; False if it had none.
+
+        Variables, files and packages are gone for good; the next lease gets a new sandbox.
+        """
+        key = self._key(key)
         check_key(key)
         await self._control.connect()
         if (creation := self._creations.get(key)) is not None:
@@ -153,11 +177,12 @@ class SandboxManager:
         killed = [await self._control.kill(item) for item in sorted(sandboxes) if item]
         return any(killed)
 
-    async def prune(self, owner: str, *, dry_run: bool = False) -> list[SessionInfo]:
+    async def prune(self, owner: str | None = None, *, dry_run: bool = False) -> list[SessionInfo]:
         """Ends the owner's paused sandboxes that nobody wants any more, and says which they are.
 
         Done by itself for every owner of a lease, once an hour.
         """
+        owner = owner or self._settings.local_owner
         found = await self._control.find(owned_by(owner))
         retention = self._settings.sandboxes.retention
         ended = []
@@ -195,6 +220,9 @@ class SandboxManager:
         if self._tasks is None:
             raise RuntimeError("Use the manager with `async with`.")
         return self._tasks
+
+    def _key(self, key: SessionKey | str) -> SessionKey:
+        return SessionKey(self._settings.local_owner, key) if isinstance(key, str) else key
 
     def _session(self, key: SessionKey) -> Session:
         check_key(key)

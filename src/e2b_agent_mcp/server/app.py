@@ -18,7 +18,7 @@ from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.types import CallToolResult, InputRequiredResult, Tool
 from pydantic import AnyHttpUrl, AnyUrl, ValidationError
 
-from e2b_agent_mcp.connection import e2b_params, tasks_dir
+from e2b_agent_mcp.connection import tasks_dir
 from e2b_agent_mcp.errors import E2BAgentError, InvalidArgumentError
 from e2b_agent_mcp.lifecycle import SandboxManager
 from e2b_agent_mcp.rendering import failure, or_failure
@@ -55,7 +55,7 @@ def create_server(
     SDK does.
     """
     own = manager is None
-    manager = manager or SandboxManager(settings, connect=partial(e2b_params, settings))
+    manager = manager or SandboxManager(settings)
     store = TaskStore(partial(tasks_dir, settings))
     calls = Calls(manager, TaskRegistry(settings, manager, store))
     mcp = SandboxServer(
