@@ -26,7 +26,15 @@ from e2b_agent_mcp.errors import (
     SandboxUnavailableError,
     TooLargeError,
 )
-from e2b_agent_mcp.lifecycle import E2BParams, Lease, Progress, Run, SandboxManager
+from e2b_agent_mcp.lifecycle import (
+    E2BParams,
+    Lease,
+    Progress,
+    Run,
+    SandboxManager,
+    output,
+    stopping,
+)
 from e2b_agent_mcp.lifecycle import lease as lease_module
 from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.settings import (
@@ -559,14 +567,14 @@ async def test_a_run_over_its_time_is_stopped_and_keeps_variables(
         assert run.status == "timeout"
         assert 1 <= run.duration < 5
         assert "".join(run.execution.logs.stdout) == "on\n"
-        assert run.note == lease_module.KEPT
+        assert run.note == stopping.KEPT
         assert await text(lease, "x") == "43"
 
 
 async def test_code_that_ignores_interrupts_costs_the_variables_not_the_files(
     manager: SandboxManager, key: SessionKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease_module, "KERNEL_GRACE", 1.0)
+    monkeypatch.setattr(stopping, "KERNEL_GRACE", 1.0)
     stubborn = """
 import signal, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -576,7 +584,7 @@ time.sleep(60)
     async with manager.lease(key) as lease:
         await text(lease, "x = 42")
         run = await lease.run_code(stubborn, timeout=1)
-        assert (run.status, run.note) == ("timeout", lease_module.RESTARTED)
+        assert (run.status, run.note) == ("timeout", stopping.RESTARTED)
         assert await text(lease, "'x' in globals(), open('kept.txt').read()") == "(False, 'kept')"
 
 
@@ -630,7 +638,7 @@ async def test_output_is_heard_while_the_code_runs(
 async def test_code_that_prints_without_end_is_stopped(
     manager: SandboxManager, key: SessionKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease_module, "OUTPUT_LIMIT", 100_000)
+    monkeypatch.setattr(output, "OUTPUT_LIMIT", 100_000)
     async with manager.lease(key) as lease:
         await text(lease, "x = 42")
         run = await lease.run_code("while True: print('x' * 1000)", timeout=30)

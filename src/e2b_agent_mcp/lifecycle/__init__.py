@@ -4,8 +4,10 @@
 """
 
 from e2b_agent_mcp.connection import Connect, E2BParams, Progress
-from e2b_agent_mcp.lifecycle.lease import CommandRun, FileInfo, Lease, Output, Run, RunStatus
+from e2b_agent_mcp.lifecycle.files import FileInfo
+from e2b_agent_mcp.lifecycle.lease import CommandRun, Lease, Run, RunStatus
 from e2b_agent_mcp.lifecycle.manager import SandboxManager, SessionInfo
+from e2b_agent_mcp.lifecycle.output import Output
 
 __all__ = [
     "CommandRun",

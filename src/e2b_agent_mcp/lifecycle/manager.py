@@ -30,7 +30,8 @@ from anyio.abc import TaskGroup
 from e2b_agent_mcp.connection import Connect, Progress, e2b_params
 from e2b_agent_mcp.errors import E2BAgentError, SandboxLostError, SandboxUnavailableError
 from e2b_agent_mcp.lifecycle.control import Control
-from e2b_agent_mcp.lifecycle.lease import Lease, Session
+from e2b_agent_mcp.lifecycle.lease import Lease
+from e2b_agent_mcp.lifecycle.session import Session
 from e2b_agent_mcp.lifecycle.transitions import Transitions
 from e2b_agent_mcp.pool import (
     EXPLAIN_REPLACED,
