@@ -106,7 +106,7 @@ def running_engine(options: EngineOptions) -> Iterator[EngineAddress]:
             status = process.wait(END_TIMEOUT)
         assert status == 0
         assert all(_has_ended(pidfd) for pidfd in started)
-        assert list(options.homes_dir.iterdir()) == []
+        assert list(options.homes_dir.iterdir()) == list(options.records_dir.iterdir()) == []
         assert list(options.engine_dir.iterdir()) == []
         assert not options.runtime_file.exists()
 

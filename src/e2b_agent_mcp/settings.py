@@ -80,7 +80,7 @@ class SandboxSettings:
     idle_action: Literal["kill", "pause"] = option(
         "kill", "which of the two; a paused sandbox is resumed by its session's next call"
     )
-    retention: float = option(604_800.0, "a paused sandbox is ended after so long, in seconds")
+    retention: int = option(604_800.0, "a paused sandbox is ended after so long, in seconds")
     max: int = option(20, "most sandboxes that one server holds at once")
     create_timeout: float = option(120.0, "longest wait for a new sandbox, in seconds")
     request_timeout: float = option(30.0, "longest wait for one request to E2B, in seconds")
@@ -144,6 +144,9 @@ class EngineSettings:
     cache_dir: Path | None = option(None, "folder of the template (about 1 GB)")
     runtime_dir: Path | None = option(None, "private folder of sockets and the engine's address")
     idle_exit: float = option(900.0, "the engine ends itself after so long unused, in seconds")
+    retention: int = option(
+        2_592_000, "the engine removes a paused sandbox after so long, in seconds"
+    )
     isolation: Literal["auto", "bubblewrap"] = option("auto", "how sandboxes are isolated")
     bubblewrap: Path | None = option(None, "bubblewrap program to use")
     memory_mb: int = option(2048, "memory of one sandbox, in MiB")

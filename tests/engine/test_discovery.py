@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import anyio
 import httpx
 import pytest
+from e2b import SandboxNotFoundException, SandboxState
 from e2b_code_interpreter import E2B
 
 from e2b_agent_mcp.engine import (
@@ -131,16 +132,37 @@ async def test_an_idle_engine_ends_by_itself(options: EngineOptions) -> None:
     assert not options.runtime_file.exists()
 
 
-async def test_an_engine_that_was_killed_is_replaced_and_cleaned_up(
+async def test_the_next_engine_finds_the_files_of_one_that_was_killed(
     options: EngineOptions,
 ) -> None:
     killed = await ensure_ready(options)
-    await client(killed).AsyncSandbox.create(timeout=60)
+    old = client(killed).AsyncSandbox
+    running, paused = [await old.create(timeout=600, metadata={"n": str(n)}) for n in range(2)]
+    ended = await old.create(timeout=1)
+    for sandbox in (running, paused):
+        await sandbox.files.write("kept.txt", "kept")
+        await sandbox.run_code("x = 1")
+    await paused.pause()
+    end_at = (await running.get_info()).end_at
     os.kill(killed.pid, signal.SIGKILL)
     assert await find(options) is None
-    replaced = await ensure_ready(options)
-    assert replaced.pid != killed.pid
-    assert list(options.homes_dir.iterdir()) == []
+
+    new = client(await ensure_ready(options)).AsyncSandbox
+    for sandbox in (running, paused):
+        info = await new.get_info(sandbox.sandbox_id)
+        assert info.state is SandboxState.PAUSED
+        resumed = await new.connect(sandbox.sandbox_id, timeout=60)
+        assert await resumed.files.read("kept.txt") == "kept"
+        execution = await resumed.run_code("x")
+        assert execution.error is not None
+        assert execution.error.name == "NameError"
+        assert execution.execution_count == 1
+    assert (await new.get_info(running.sandbox_id)).end_at < end_at
+    with pytest.raises(SandboxNotFoundException):
+        await new.get_info(ended.sandbox_id)
+    for sandbox in (running, paused):
+        assert await new.kill(sandbox.sandbox_id)
+    assert list(options.homes_dir.iterdir()) == list(options.records_dir.iterdir()) == []
 
 
 async def test_an_idle_engine_with_other_options_is_replaced(options: EngineOptions) -> None:

@@ -89,7 +89,8 @@ async def running(
 
 
 def leftovers(options: EngineOptions) -> list[Path]:
-    return [*options.homes_dir.iterdir(), *options.engine_dir.iterdir()]
+    folders = (options.homes_dir, options.records_dir, options.engine_dir)
+    return [path for folder in folders for path in folder.iterdir()]
 
 
 async def gone(sandbox: Sandbox, options: EngineOptions) -> None:
@@ -142,6 +143,7 @@ async def test_a_sandbox_that_pauses_on_timeout_is_kept(
     assert sandbox.home.is_dir()
     resumed, _ = await orchestrator.resume(sandbox.id, 50)
     assert (resumed.state, resumed.end_at) == (State.RUNNING, clock.now() + 50)
+    await orchestrator.kill(sandbox.id)
 
 
 async def test_a_box_that_dies_takes_its_sandbox_along(orchestrator: Orchestrator) -> None:
@@ -187,6 +189,89 @@ async def test_a_failed_resume_keeps_the_files(orchestrator: Orchestrator) -> No
     away.rename(sandbox.home)
     resumed, _ = await orchestrator.resume(sandbox.id, 10)
     assert resumed.state is State.RUNNING
+
+
+async def test_a_paused_sandbox_whose_box_dies_keeps_its_files(orchestrator: Orchestrator) -> None:
+    sandbox = await orchestrator.create(SPEC)
+    await orchestrator.pause(sandbox.id, PauseMode.FULL)
+    assert sandbox.machine is not None
+    machine = sandbox.machine
+    machine.box.kill()
+    await machine.stopped.wait()
+    assert orchestrator.find(sandbox.id).pause_mode is PauseMode.FILESYSTEM
+    assert sandbox.home.is_dir()
+    await orchestrator.kill(sandbox.id)
+
+
+async def test_a_paused_sandbox_is_removed_after_its_retention(
+    orchestrator: Orchestrator, clock: MovedClock
+) -> None:
+    sandbox = await orchestrator.create(SPEC)
+    await orchestrator.pause(sandbox.id, PauseMode.FILESYSTEM)
+    clock.move(orchestrator.options.retention - 1)
+    await anyio.lowlevel.checkpoint()
+    assert orchestrator.find(sandbox.id).state is State.PAUSED
+    clock.move(2)
+    with anyio.fail_after(10):
+        while sandbox.home.exists():
+            await anyio.lowlevel.checkpoint()
+    assert not orchestrator.sandboxes()
+
+
+async def test_the_end_of_an_engine_is_the_deadline_of_its_sandboxes(
+    fresh_options: EngineOptions, host: Host, clock: MovedClock
+) -> None:
+    pausing = replace(SPEC, lifecycle=Lifecycle(on_timeout="pause"), env_vars={"A": "b"})
+    fresh_options.make_dirs()
+    async with Orchestrator(fresh_options, host, clock=clock) as orchestrator:
+        killed = await orchestrator.create(SPEC)
+        kept = await orchestrator.create(pausing, idempotency_key="kept")
+        frozen = await orchestrator.create(SPEC)
+        await orchestrator.pause(frozen.id, PauseMode.FULL)
+    assert not killed.home.exists()
+    async with running(fresh_options, host, clock) as orchestrator:
+        found = {s.id: s for s in orchestrator.sandboxes()}
+        assert found.keys() == {kept.id, frozen.id}
+        assert not orchestrator.busy
+        for sandbox in found.values():
+            assert (sandbox.state, sandbox.pause_mode) == (State.PAUSED, PauseMode.FILESYSTEM)
+        assert found[kept.id].spec == pausing
+        assert found[kept.id].envd_token == kept.envd_token
+        again = await orchestrator.create(pausing, idempotency_key="kept")
+        assert again.id == kept.id
+        resumed, _ = await orchestrator.resume(frozen.id, 50)
+        assert resumed.state is State.RUNNING
+        for sandbox_id in found:
+            await orchestrator.kill(sandbox_id)
+
+
+async def test_a_record_that_is_torn_costs_only_its_own_sandbox(
+    fresh_options: EngineOptions, host: Host
+) -> None:
+    fresh_options.make_dirs()
+    async with Orchestrator(fresh_options, host) as orchestrator:
+        whole, torn = [await orchestrator.create(SPEC) for _ in range(2)]
+        for sandbox in (whole, torn):
+            await orchestrator.pause(sandbox.id, PauseMode.FILESYSTEM)
+    (fresh_options.records_dir / f"{torn.id}.json").write_text('{"spec"')
+    async with running(fresh_options, host) as orchestrator:
+        assert [s.id for s in orchestrator.sandboxes()] == [whole.id]
+        assert not torn.home.exists()
+        await orchestrator.kill(whole.id)
+
+
+async def test_sandboxes_on_disk_alone_leave_room_for_others(
+    fresh_options: EngineOptions, host: Host
+) -> None:
+    async with running(replace(fresh_options, max_sandboxes=1), host) as orchestrator:
+        first = await orchestrator.create(SPEC)
+        await orchestrator.pause(first.id, PauseMode.FILESYSTEM)
+        second = await orchestrator.create(SPEC)
+        with pytest.raises(TooManySandboxes):
+            await orchestrator.resume(first.id, 10)
+        await orchestrator.kill(second.id)
+        await orchestrator.resume(first.id, 10)
+        await orchestrator.kill(first.id)
 
 
 async def test_there_is_a_most_of_sandboxes(fresh_options: EngineOptions, host: Host) -> None:

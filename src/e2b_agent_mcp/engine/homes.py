@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from .isolation import Owner
@@ -50,10 +51,14 @@ def remove_tree(folder: Path) -> None:
         _remove_stubborn(folder)
 
 
-def wipe_leftovers(options: EngineOptions) -> None:
-    """Removes what an engine that was killed left; only the lock's holder may call it."""
+def wipe_leftovers(options: EngineOptions, kept: Collection[str]) -> None:
+    """Removes what an engine that was killed left, but for the homes of these sandboxes.
+
+    Only the lock's holder may call it.
+    """
     for path in options.homes_dir.iterdir():
-        remove_tree(path)
+        if path.name not in kept:
+            remove_tree(path)
     for path in options.engine_dir.glob("*.sock"):
         path.unlink()
     for path in options.engine_dir.glob("*.net"):

@@ -36,7 +36,8 @@ class EngineOptions:
     runtime_dir: Path = field(default_factory=lambda: _runtime_dir())
     host: str = "127.0.0.1"
     port: int = 0
-    idle_exit: float = 900.0  # seconds without a sandbox and without a request
+    idle_exit: float = 900.0  # seconds without a running sandbox and without a request
+    retention: float = 30 * 24 * 3600.0  # seconds that a paused sandbox is kept
     isolation: IsolationChoice = "auto"
     bubblewrap: Path | None = None
     network: NetworkChoice = "public"
@@ -75,6 +76,10 @@ class EngineOptions:
         return self.state_dir / "sandboxes"
 
     @property
+    def records_dir(self) -> Path:
+        return self.state_dir / "records"
+
+    @property
     def log_file(self) -> Path:
         return self.state_dir / "engine.log"
 
@@ -111,6 +116,7 @@ class EngineOptions:
         for folder in (self.state_dir, self.homes_dir, self.runtime_dir, self.engine_dir):
             make_folder(folder, mode)
             _refuse_shared(folder)
+        make_folder(self.records_dir, 0o700)
         if len(os.fsencode(self.engine_dir)) > LONGEST_ENGINE_DIR:
             raise EngineError(f"runtime_dir {self.runtime_dir} is too long for unix sockets.")
 

@@ -5,6 +5,9 @@ Rules:
   its deadline, its own death, the engine's end) ends that task, and the task cleans up.
 - A sandbox is in the records from the moment it answers until its kill begins, never before
   or after. An unknown id, an ended sandbox and a dead box look the same from outside.
+- The end of an engine in good order is the deadline of all its sandboxes: those that would be
+  paused then are, without memory. An engine that is killed leaves all of them so, each until its
+  own deadline, for the next engine to find.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from .errors import (
 from .homes import disk_usage, remove_tree, wipe_leftovers
 from .isolation import Box, BoxSpec, Limits
 from .options import make_folder
+from .records import RecordFolder, from_record, to_record
 from .sandbox import (
     Machine,
     PauseMode,
@@ -94,6 +98,7 @@ class Orchestrator:
         self._zygotes = zygotes
         self._spares = Spares(options.spares, self._boot_spare)
         self._sandboxes: dict[str, Sandbox] = {}
+        self._records = RecordFolder(options.records_dir)
         self._attempts: dict[str, _Attempt] = {}
         self._starting = 0
         self._deadlines_changed = anyio.Event()
@@ -101,7 +106,8 @@ class Orchestrator:
         self.last_change = self.clock.now()
 
     async def __aenter__(self) -> Self:
-        wipe_leftovers(self.options)
+        self._restore()
+        wipe_leftovers(self.options, self._sandboxes)
         self._tasks = await anyio.create_task_group().__aenter__()
         self._tasks.start_soon(self._reap)
         if self._zygotes is not None:
@@ -109,15 +115,46 @@ class Orchestrator:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._sandboxes.clear()
+        for sandbox in tuple(self._sandboxes.values()):
+            self._part_with(sandbox)
         self._tasks.cancel_scope.cancel()
         await self._tasks.__aexit__(None, None, None)
+
+    def _restore(self) -> None:
+        """The sandboxes of an earlier engine, of which only files are left."""
+        for sandbox_id, record in self._records.read_all():
+            try:
+                sandbox = from_record(sandbox_id, record, self.options, self.clock.now())
+            except (KeyError, TypeError, ValueError):
+                logger.exception("the record of %s is not understood", sandbox_id)
+                self._records.remove(sandbox_id)
+                continue
+            if not sandbox.home.is_dir():
+                self._records.remove(sandbox_id)
+                continue
+            self._sandboxes[sandbox_id] = sandbox
+            if (key := sandbox.idempotency_key) is not None:
+                attempt = self._attempts[key] = _Attempt(sandbox.spec, sandbox=sandbox)
+                attempt.done.set()
+            logger.info("found %s: paused, its files are there", sandbox_id)
+
+    def _part_with(self, sandbox: Sandbox) -> None:
+        """What the end of the engine means for it; its box is about to be ended."""
+        lifecycle = sandbox.spec.lifecycle
+        if sandbox.state is State.RUNNING and lifecycle.on_timeout == "kill":
+            self._forget(sandbox)
+            return
+        if sandbox.state is State.RUNNING:
+            self._now_paused(sandbox)
+        sandbox.pause_mode = PauseMode.FILESYSTEM
+        self._record(sandbox)
 
     # Reading
 
     @property
     def busy(self) -> bool:
-        return bool(self._sandboxes or self._starting)
+        """Whether an end of the engine would end more than itself."""
+        return bool(self._starting or any(s.machine for s in self._sandboxes.values()))
 
     def sandboxes(self) -> Collection[Sandbox]:
         return self._sandboxes.values()
@@ -155,32 +192,41 @@ class Orchestrator:
                 return attempt.sandbox
         attempt = self._attempts[idempotency_key] = _Attempt(spec)
         try:
-            attempt.sandbox = await self._create(spec)
+            attempt.sandbox = await self._create(spec, idempotency_key)
         finally:
             if attempt.sandbox is None:
                 del self._attempts[idempotency_key]
             attempt.done.set()
         return attempt.sandbox
 
-    async def _create(self, spec: SandboxSpec) -> Sandbox:
-        if len(self._sandboxes) + self._starting >= self.options.max_sandboxes:
+    async def _create(self, spec: SandboxSpec, idempotency_key: str | None = None) -> Sandbox:
+        with self._place():
+            sandbox = await self._begin(spec)
+        # Counted from when it can be listed: of two creators that race and then look, the later
+        # one sees the earlier, and both take that one for the older.
+        sandbox.started_at = self.clock.now()
+        sandbox.end_at = sandbox.started_at + spec.timeout
+        sandbox.idempotency_key = idempotency_key
+        self._sandboxes[sandbox.id] = sandbox
+        self._record(sandbox)
+        logger.info("created %s", sandbox.id)
+        return sandbox
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """For a sandbox that is about to have a box."""
+        taken = sum(s.machine is not None for s in self._sandboxes.values()) + self._starting
+        if taken >= self.options.max_sandboxes:
             raise TooManySandboxes(
                 f"This engine already has {self.options.max_sandboxes} sandboxes (max_sandboxes). "
                 "Kill one, or start the engine with a higher limit."
             )
         self._starting += 1
         try:
-            sandbox = await self._begin(spec)
+            yield
         finally:
             self._starting -= 1
             self._touch()
-        # Counted from when it can be listed: of two creators that race and then look, the later
-        # one sees the earlier, and both take that one for the older.
-        sandbox.started_at = self.clock.now()
-        sandbox.end_at = sandbox.started_at + spec.timeout
-        self._sandboxes[sandbox.id] = sandbox
-        logger.info("created %s", sandbox.id)
-        return sandbox
 
     async def _begin(self, spec: SandboxSpec) -> Sandbox:
         while (spare := self._spares.take()) is not None:
@@ -241,13 +287,19 @@ class Orchestrator:
 
     async def _pause(self, sandbox: Sandbox, mode: PauseMode) -> None:
         assert sandbox.machine is not None
-        sandbox.state, sandbox.pause_mode = State.PAUSED, mode
+        self._now_paused(sandbox)
+        sandbox.pause_mode = mode
         if mode is PauseMode.FULL:
             await self._freeze(sandbox, sandbox.machine.box)
         else:
             await self._stop(sandbox)
+        self._record(sandbox)
         self._touch()
         logger.info("paused %s (%s)", sandbox.id, mode)
+
+    def _now_paused(self, sandbox: Sandbox) -> None:
+        sandbox.state = State.PAUSED
+        sandbox.kept_until = self.clock.now() + self.options.retention
 
     async def _freeze(self, sandbox: Sandbox, box: Box) -> None:
         try:
@@ -280,7 +332,8 @@ class Orchestrator:
             sandbox.pause_mode = PauseMode.FILESYSTEM
             await self._stop(sandbox)
         if sandbox.machine is None:
-            await self._start(sandbox)
+            with self._place():
+                await self._start(sandbox)
         else:
             sandbox.machine.box.thaw()
         sandbox.state, sandbox.pause_mode = State.RUNNING, None
@@ -307,10 +360,19 @@ class Orchestrator:
         sandbox.network = network
         if sandbox.machine is not None:
             sandbox.machine.egress.policy = network
+        self._record(sandbox)
 
     def _set_end(self, sandbox: Sandbox, end_at: float) -> None:
         sandbox.end_at = end_at
+        self._record(sandbox)
         self._touch()
+
+    def _record(self, sandbox: Sandbox) -> None:
+        """A disk that is full must not keep a sandbox from running: it is only less safe."""
+        try:
+            self._records.write(sandbox.id, to_record(sandbox))
+        except OSError as exc:
+            logger.error("%s would be lost with this engine: %s", sandbox.id, exc)
 
     def _touch(self) -> None:
         self.last_change = self.clock.now()
@@ -318,6 +380,7 @@ class Orchestrator:
 
     def _forget(self, sandbox: Sandbox) -> None:
         self._sandboxes.pop(sandbox.id, None)
+        self._records.remove(sandbox.id)
         for key in [k for k, a in self._attempts.items() if a.sandbox is sandbox]:
             del self._attempts[key]
         self._touch()
@@ -328,17 +391,16 @@ class Orchestrator:
         while True:
             self._deadlines_changed = anyio.Event()
             now = self.clock.now()
-            running = [s for s in self._sandboxes.values() if s.state is State.RUNNING]
-            for sandbox in running:
-                if sandbox.end_at <= now and not sandbox.changing.locked():
+            for sandbox in self._sandboxes.values():
+                if sandbox.deadline <= now and not sandbox.changing.locked():
                     self._tasks.start_soon(self._expire, sandbox)
-            upcoming = [s.end_at for s in running if s.end_at > now]
+            upcoming = [s.deadline for s in self._sandboxes.values() if s.deadline > now]
             await self.clock.wait(self._deadlines_changed, min(upcoming, default=float("inf")))
 
     async def _expire(self, sandbox: Sandbox) -> None:
         lifecycle = sandbox.spec.lifecycle
         try:
-            if lifecycle.on_timeout == "pause":
+            if sandbox.state is State.RUNNING and lifecycle.on_timeout == "pause":
                 await self.pause(sandbox.id, lifecycle.pause_mode)
             else:
                 await self.kill(sandbox.id)
@@ -389,6 +451,9 @@ class Orchestrator:
             return
         if answered and sandbox.id in self._sandboxes:
             logger.warning("%s died by itself", sandbox.id)
+            if sandbox.state is State.PAUSED:
+                sandbox.pause_mode = PauseMode.FILESYSTEM
+                return
             self._forget(sandbox)
         await self._remove_home(sandbox)
 

@@ -1,6 +1,7 @@
 """One sandbox's record: what was asked for, its tokens, its deadline and its box.
 
-A record outlives its box only while the sandbox is paused without memory.
+A record outlives its box only while the sandbox is paused without memory. A pause of the user's
+or the end of the engine can have caused that: nothing outside tells the two apart.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import base64
 import enum
 import hashlib
 import hmac
+import math
 import secrets
 import string
 from collections import deque
@@ -89,6 +91,8 @@ class Sandbox:
     network: NetworkPolicy
     started_at: float
     end_at: float
+    kept_until: float = math.inf  # when it is removed if it is paused
+    idempotency_key: str | None = None
     envd_token: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
     traffic_token: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
     state: State = State.RUNNING
@@ -99,6 +103,10 @@ class Sandbox:
     exchanges: set[anyio.CancelScope] = field(default_factory=set)
     # Orders pause, resume, kill and expiry of this sandbox.
     changing: anyio.Lock = field(default_factory=anyio.Lock)
+
+    @property
+    def deadline(self) -> float:
+        return self.end_at if self.state is State.RUNNING else self.kept_until
 
     def accepts_envd(self, token: str | None) -> bool:
         return _same(token, self.envd_token)

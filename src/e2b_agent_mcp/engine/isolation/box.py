@@ -109,6 +109,7 @@ class Launcher:
             stdout=cord.log,
             stderr=cord.log,
             pass_fds=inherited,
+            process_group=0,  # Ctrl-C is for the engine, which ends its boxes in order
             user=self.owner.uid if other else None,
             group=self.owner.gid if other else None,
             extra_groups=[] if other else None,
