@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .egress import NetworkPolicy
-from .errors import InvalidRequest, NotSupported, Refusal, TemplateNotFound
+from .errors import InvalidRequest, NotSupported, Refusal, SnapshotNotFound, TemplateNotFound
 from .sandbox import (
     ENVD_VERSION,
     Lifecycle,
@@ -32,6 +32,7 @@ from .sandbox import (
 
 if TYPE_CHECKING:
     from .orchestrator import Orchestrator
+    from .snapshots import Snapshot
 
 TEMPLATES = ("base", "code-interpreter-v1")
 DEFAULT_TIMEOUT = 300  # seconds, as in E2B's SDKs
@@ -61,6 +62,10 @@ def create_api(orchestrator: Orchestrator) -> Starlette:
         Route("/sandboxes/{id}/refreshes", api.refresh, methods=["POST"]),
         Route("/sandboxes/{id}/network", api.set_network, methods=["PUT"]),
         Route("/sandboxes/{id}/metrics", api.metrics, methods=["GET"]),
+        Route("/sandboxes/{id}/snapshots", api.take_snapshot, methods=["POST"]),
+        Route("/sandboxes/{id}/fork", api.fork, methods=["POST"]),
+        Route("/snapshots", api.list_snapshots, methods=["GET"]),
+        Route("/templates/{reference:path}", api.delete_snapshot, methods=["DELETE"]),
         *(_absent(path, what) for path, what in _ABSENT),
     ]
     return Starlette(
@@ -70,10 +75,7 @@ def create_api(orchestrator: Orchestrator) -> Starlette:
 
 
 _ABSENT = (
-    ("/sandboxes/{id}/snapshots", "Snapshots"),
-    ("/sandboxes/{id}/fork", "Forking"),
     ("/sandboxes/{id}/logs", "Sandbox logs"),
-    ("/snapshots", "Snapshots"),
     ("/templates", "Building templates"),
     ("/templates/{rest:path}", "Building templates"),
     ("/v2/templates{rest:path}", "Building templates"),
@@ -99,22 +101,78 @@ class ControlPlane:
         return JSONResponse(_created(sandbox), 201)
 
     def _spec(self, body: Json) -> SandboxSpec:
-        template = body.get("templateID") or TEMPLATES[0]
-        if template not in TEMPLATES:
-            raise TemplateNotFound(
-                f"Template {str(template)[:100]!r} not found. "
-                f"This engine has the templates {' and '.join(TEMPLATES)}."
-            )
+        template, snapshot = self._origin(str(body.get("templateID") or TEMPLATES[0]))
         for name in ("mcp", "iam", "volumeMounts"):
             if body.get(name):
                 raise NotSupported(f"{name} is not supported by the embedded engine")
         return SandboxSpec(
             template=template,
             timeout=_timeout(body, "timeout"),
+            snapshot=snapshot,
             network=self._network(_object(body, "network"), body),
             metadata=_string_map(body, "metadata"),
             env_vars=_string_map(body, "envVars"),
             lifecycle=_lifecycle(body),
+        )
+
+    def _origin(self, asked: str) -> tuple[str, str | None]:
+        """The template as it is listed, and the snapshot that it is."""
+        if asked in TEMPLATES:
+            return asked, None
+        try:
+            snapshot = self._orchestrator.snapshots.find(asked)
+        except SnapshotNotFound:
+            raise TemplateNotFound(
+                f"Template {asked[:100]!r} not found. This engine has the templates "
+                f"{' and '.join(TEMPLATES)}, and the snapshots that it is asked to take."
+            ) from None
+        return snapshot.reference, snapshot.id
+
+    async def take_snapshot(self, request: Request) -> Response:
+        self._orchestrator.find(request.path_params["id"])
+        body = await _body(request)
+        if _flag(body, "memory", default=False):
+            raise NotSupported(
+                "Snapshots of memory are not supported by the embedded engine: "
+                "take one with mode='filesystem', or without a mode"
+            )
+        name = body.get("name") or None
+        if name is not None and not isinstance(name, str):
+            raise InvalidRequest("name must be a string")
+        snapshot = await self._orchestrator.snapshot(request.path_params["id"], name)
+        return JSONResponse(_snapshot_info(snapshot), 201)
+
+    async def list_snapshots(self, request: Request) -> Response:
+        query = request.query_params
+        found = sorted(
+            (
+                s
+                for s in self._orchestrator.snapshots.all()
+                if query.get("sandboxID") in (None, s.sandbox_id)
+                and ("name" not in query or s.is_meant_by(query["name"]))
+            ),
+            key=lambda s: (s.created_at, s.id),
+            reverse=True,
+        )
+        if token := query.get("nextToken"):
+            last = _moment_and_id(token)
+            found = [s for s in found if (s.created_at, s.id) < last]
+        limit = _limit(query.get("limit"))
+        page, rest = found[:limit], found[limit:]
+        headers = {"x-next-token": f"{page[-1].created_at!r}_{page[-1].id}"} if rest else {}
+        return JSONResponse([_snapshot_info(s) for s in page], headers=headers)
+
+    async def delete_snapshot(self, request: Request) -> Response:
+        reference = urllib.parse.unquote(request.path_params["reference"])
+        snapshots = self._orchestrator.snapshots
+        await snapshots.delete(snapshots.find(reference))
+        return Response(status_code=204)
+
+    async def fork(self, request: Request) -> Response:
+        self._orchestrator.find(request.path_params["id"])
+        raise NotSupported(
+            "Forking a sandbox with its memory is not supported by the embedded engine. "
+            "Take a snapshot of its files and create sandboxes from that."
         )
 
     async def connect(self, request: Request) -> Response:
@@ -270,6 +328,13 @@ def _created(sandbox: Sandbox) -> Json:
     }
 
 
+def _snapshot_info(snapshot: Snapshot) -> Json:
+    return {
+        "snapshotID": snapshot.reference,
+        "names": [snapshot.reference] if snapshot.name else [],
+    }
+
+
 def _details(sandbox: Sandbox) -> Json:
     lifecycle = sandbox.spec.lifecycle
     details: Json = {
@@ -420,12 +485,16 @@ def _token(sandbox: Sandbox) -> str:
     return f"{sandbox.started_at!r}_{sandbox.id}"
 
 
-def _after(found: list[Sandbox], token: str, *, ascending: bool) -> list[Sandbox]:
-    started_at, _, sandbox_id = token.partition("_")
+def _moment_and_id(token: str) -> tuple[float, str]:
+    moment, _, last_id = token.partition("_")
     try:
-        last = float(started_at), sandbox_id
+        return float(moment), last_id
     except ValueError:
         raise InvalidRequest("nextToken is not one of ours") from None
+
+
+def _after(found: list[Sandbox], token: str, *, ascending: bool) -> list[Sandbox]:
+    last = _moment_and_id(token)
     return [s for s in found if (_page_key(s) > last if ascending else _page_key(s) < last)]
 
 

@@ -8,6 +8,7 @@ EngineError
 └── Refusal                a request that the control plane answers with a status
     ├── InvalidRequest     400
     ├── SandboxNotFound    404
+    ├── SnapshotNotFound   404
     ├── TemplateNotFound   404
     ├── Conflict           409
     ├── KeyReused          422
@@ -58,6 +59,13 @@ class SandboxNotFound(Refusal):
 
     def __init__(self, sandbox_id: str) -> None:
         super().__init__(f"Sandbox \"{sandbox_id}\" doesn't exist or you don't have access to it")
+
+
+class SnapshotNotFound(Refusal):
+    status = 404
+
+    def __init__(self, reference: str) -> None:
+        super().__init__(f"Snapshot '{reference[:100]}' not found")
 
 
 class TemplateNotFound(Refusal):

@@ -1,4 +1,4 @@
-"""The folders that sandboxes write to, handled from outside: measured and removed.
+"""The folders that sandboxes write to, handled from outside: made, measured, copied and removed.
 
 Rule: whatever a sandbox put there, nothing outside of the folder is read, changed or removed.
 """
@@ -9,20 +9,54 @@ import logging
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
+
+from .errors import LaunchError
+from .isolation import Bind, BoxSpec
+from .options import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+    from .host import Host
     from .isolation import Owner
     from .options import EngineOptions
 
 logger = logging.getLogger(__name__)
 
 DISK_TIMEOUT = 5.0  # seconds to count what a home holds
+COPY_TIMEOUT = 600.0  # seconds
+ERROR_TAIL = 500  # characters
+
+_SOURCE = "/run/source"  # in the box that copies
+
+
+def make_home(folder: Path, owner: Owner) -> None:
+    make_folder(folder, 0o700)
+    owner.take(folder)
+
+
+async def copy_home(source: Path, target: Path, host: Host) -> None:
+    """The content of one home into another, by a program in a box that holds nothing else:
+    whatever links and names a sandbox left, and whatever it does meanwhile.
+
+    LaunchError with the reason when not all could be copied.
+    """
+    template = replace(host.template, binds=(*host.template.binds, Bind(source, _SOURCE)))
+    spec = BoxSpec(
+        sandbox_id="copy",
+        home=target,
+        template=template,
+        command=("/bin/cp", "-a", "--reflink=auto", f"{_SOURCE}/.", "."),
+    )
+    with anyio.fail_after(COPY_TIMEOUT):
+        async with await host.isolation.launch(spec) as box:
+            if await box.wait() != 0:
+                raise LaunchError(f"not all files could be copied: {box.log[-ERROR_TAIL:]}")
 
 
 async def disk_usage(folder: Path, owner: Owner) -> int:

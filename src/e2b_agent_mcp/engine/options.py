@@ -80,6 +80,14 @@ class EngineOptions:
         return self.state_dir / "records"
 
     @property
+    def snapshots_dir(self) -> Path:
+        return self.state_dir / "snapshots"
+
+    @property
+    def snapshot_records_dir(self) -> Path:
+        return self.state_dir / "snapshot-records"
+
+    @property
     def log_file(self) -> Path:
         return self.state_dir / "engine.log"
 
@@ -113,10 +121,12 @@ class EngineOptions:
         Below root they can be passed through, not listed: boxes run as another user there.
         """
         mode = 0o711 if os.getuid() == 0 else 0o700
-        for folder in (self.state_dir, self.homes_dir, self.runtime_dir, self.engine_dir):
+        passed = (self.state_dir, self.homes_dir, self.snapshots_dir)
+        for folder in (*passed, self.runtime_dir, self.engine_dir):
             make_folder(folder, mode)
             _refuse_shared(folder)
-        make_folder(self.records_dir, 0o700)
+        for folder in (self.records_dir, self.snapshot_records_dir):
+            make_folder(folder, 0o700)
         if len(os.fsencode(self.engine_dir)) > LONGEST_ENGINE_DIR:
             raise EngineError(f"runtime_dir {self.runtime_dir} is too long for unix sockets.")
 

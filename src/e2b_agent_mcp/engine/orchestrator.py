@@ -35,7 +35,7 @@ from .errors import (
     SandboxNotFound,
     TooManySandboxes,
 )
-from .homes import disk_usage, remove_tree, wipe_leftovers
+from .homes import disk_usage, make_home, remove_tree, wipe_leftovers
 from .isolation import Box, BoxSpec, Limits
 from .options import make_folder
 from .records import RecordFolder, from_record, to_record
@@ -46,8 +46,9 @@ from .sandbox import (
     Sandbox,
     SandboxSpec,
     State,
-    new_sandbox_id,
+    new_id,
 )
+from .snapshots import Snapshot, Snapshots
 from .spares import Spares
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Orchestrator:
         self._spares = Spares(options.spares, self._boot_spare)
         self._sandboxes: dict[str, Sandbox] = {}
         self._records = RecordFolder(options.records_dir)
+        self.snapshots = Snapshots(options, host, self.clock)
         self._attempts: dict[str, _Attempt] = {}
         self._starting = 0
         self._deadlines_changed = anyio.Event()
@@ -107,6 +109,7 @@ class Orchestrator:
 
     async def __aenter__(self) -> Self:
         self._restore()
+        self.snapshots.restore()
         wipe_leftovers(self.options, self._sandboxes)
         self._tasks = await anyio.create_task_group().__aenter__()
         self._tasks.start_soon(self._reap)
@@ -229,6 +232,11 @@ class Orchestrator:
             self._touch()
 
     async def _begin(self, spec: SandboxSpec) -> Sandbox:
+        if spec.snapshot is not None:
+            sandbox = self._new_record(spec)
+            await self._fill_home(sandbox, spec.snapshot)
+            await self._start(sandbox)
+            return sandbox
         while (spare := self._spares.take()) is not None:
             try:
                 await self._dedicate(spare, spec)
@@ -239,6 +247,12 @@ class Orchestrator:
         sandbox = self._new_record(spec)
         await self._start(sandbox)
         return sandbox
+
+    async def _fill_home(self, sandbox: Sandbox, snapshot_id: str) -> None:
+        try:
+            await self.snapshots.fill(sandbox.home, snapshot_id)
+        except LaunchError as exc:
+            raise LaunchRefused(f"The sandbox could not be started: {exc}") from exc
 
     async def _dedicate(self, spare: Sandbox, spec: SandboxSpec) -> None:
         assert spare.machine is not None
@@ -257,7 +271,7 @@ class Orchestrator:
         return sandbox
 
     def _new_record(self, spec: SandboxSpec) -> Sandbox:
-        sandbox_id = new_sandbox_id()
+        sandbox_id = new_id("i")
         now = self.clock.now()
         return Sandbox(
             id=sandbox_id,
@@ -326,6 +340,29 @@ class Orchestrator:
                 sandbox.end_at = 0.0
             self._set_end(sandbox, max(sandbox.end_at, self.clock.now() + timeout))
         return sandbox, resumed
+
+    async def snapshot(self, sandbox_id: str, name: str | None) -> Snapshot:
+        """Of its files; a running sandbox stands still meanwhile."""
+        sandbox = self.find(sandbox_id)
+        async with sandbox.changing:
+            self.find(sandbox_id)
+            try:
+                async with self._standing_still(sandbox):
+                    return await self.snapshots.take(sandbox_id, sandbox.home, name)
+            except LaunchError as exc:
+                raise LaunchRefused(f"No snapshot was taken: {exc}") from exc
+
+    @asynccontextmanager
+    async def _standing_still(self, sandbox: Sandbox) -> AsyncIterator[None]:
+        if sandbox.state is State.PAUSED or sandbox.machine is None:
+            yield
+            return
+        box = sandbox.machine.box
+        try:
+            await box.freeze()
+            yield
+        finally:
+            box.thaw()
 
     async def _resume(self, sandbox: Sandbox, *, restore_memory: bool) -> None:
         if not restore_memory:
@@ -474,8 +511,7 @@ class Orchestrator:
     async def _launch(self, sandbox: Sandbox, listener: socket.socket, egress_dir: Path) -> Box:
         options = self.options
         if not sandbox.home.exists():
-            make_folder(sandbox.home, 0o700)
-            self._host.isolation.owner.take(sandbox.home)
+            make_home(sandbox.home, self._host.isolation.owner)
         launcher = self._zygotes or self._host.isolation
         try:
             return await launcher.launch(

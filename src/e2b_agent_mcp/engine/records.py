@@ -115,6 +115,7 @@ def _spec(record: Json) -> SandboxSpec:
     return SandboxSpec(
         template=record["template"],
         timeout=record["timeout"],
+        snapshot=record["snapshot"],
         network=_network(record["network"]),
         metadata=record["metadata"],
         env_vars=record["env_vars"],

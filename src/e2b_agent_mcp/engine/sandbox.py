@@ -59,6 +59,7 @@ class SandboxSpec:
 
     template: str
     timeout: float
+    snapshot: str | None = None  # id of the one whose files it begins with
     network: NetworkPolicy
     metadata: Mapping[str, str] = field(default_factory=dict)
     env_vars: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -129,8 +130,9 @@ class Sandbox:
             exchange.cancel()
 
 
-def new_sandbox_id() -> str:
-    return "i" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(20))
+def new_id(first: str) -> str:
+    """As E2B's: also part of a host name, so small letters and digits alone."""
+    return first + "".join(secrets.choice(_ID_ALPHABET) for _ in range(20))
 
 
 def _same(given: str | None, expected: str) -> bool:

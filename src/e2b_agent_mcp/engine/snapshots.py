@@ -1,0 +1,136 @@
+"""Snapshots: the files of a sandbox at one moment, kept until they are deleted.
+
+Rules:
+- A snapshot is complete or absent: its record is written when its files are there, and removed
+  before they are.
+- A name means the newest snapshot that was given it; the one before is removed.
+- Files alone are kept. Memory is not, and is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from .errors import InvalidRequest, LaunchRefused, SnapshotNotFound
+from .homes import copy_home, make_home, remove_tree
+from .records import RecordFolder
+from .sandbox import new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from .clock import Clock
+    from .host import Host
+    from .options import EngineOptions
+
+NAMESPACE = "local"  # where E2B has the name of a team
+DEFAULT_TAG = "default"
+
+_REFERENCE = re.compile(
+    r"(?:(?P<namespace>[a-z0-9-]{1,63})/)?"
+    r"(?P<name>[a-z0-9][a-z0-9_-]{0,127})(?::(?P<tag>[A-Za-z0-9_.-]{1,127}))?"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    id: str
+    sandbox_id: str
+    created_at: float
+    name: str | None = None
+    tag: str = DEFAULT_TAG
+
+    @property
+    def reference(self) -> str:
+        """What a client calls it."""
+        return f"{NAMESPACE}/{self.name}:{self.tag}" if self.name else f"{self.id}:{self.tag}"
+
+    def is_meant_by(self, reference: str) -> bool:
+        """Without a tag, any is meant."""
+        found = _REFERENCE.fullmatch(reference)
+        if found is None or found["namespace"] not in (None, NAMESPACE):
+            return False
+        return found["name"] in (self.id, self.name) and found["tag"] in (None, self.tag)
+
+
+class Snapshots:
+    def __init__(self, options: EngineOptions, host: Host, clock: Clock) -> None:
+        self._folder = options.snapshots_dir
+        self._records = RecordFolder(options.snapshot_records_dir)
+        self._host = host
+        self._clock = clock
+        self._snapshots: dict[str, Snapshot] = {}
+
+    def restore(self) -> None:
+        """Those of earlier engines; only the lock's holder may call it."""
+        for snapshot_id, record in self._records.read_all():
+            if self._home(snapshot_id).is_dir():
+                self._snapshots[snapshot_id] = Snapshot(**record)
+            else:
+                self._records.remove(snapshot_id)
+        for folder in self._folder.iterdir():
+            if folder.name not in self._snapshots:
+                remove_tree(folder)
+
+    def all(self) -> Collection[Snapshot]:
+        return self._snapshots.values()
+
+    def find(self, reference: str) -> Snapshot:
+        meant = [s for s in self._snapshots.values() if s.is_meant_by(reference)]
+        if not meant:
+            raise SnapshotNotFound(reference)
+        return max(meant, key=lambda snapshot: snapshot.created_at)
+
+    async def take(self, sandbox_id: str, home: Path, name: str | None) -> Snapshot:
+        """Of a home that nobody writes to meanwhile."""
+        snapshot = Snapshot(id=new_id("s"), sandbox_id=sandbox_id, created_at=self._clock.now())
+        if name is not None:
+            snapshot = _named(snapshot, name)
+        await self._copy(home, self._home(snapshot.id))
+        self._records.write(snapshot.id, asdict(snapshot))
+        before = [s for s in self._snapshots.values() if s.reference == snapshot.reference]
+        self._snapshots[snapshot.id] = snapshot
+        for replaced in before:
+            await self.delete(replaced)
+        return snapshot
+
+    async def fill(self, home: Path, snapshot_id: str) -> None:
+        """Makes a new home of a snapshot's files."""
+        if snapshot_id not in self._snapshots:
+            raise SnapshotNotFound(snapshot_id)
+        await self._copy(self._home(snapshot_id), home)
+
+    async def delete(self, snapshot: Snapshot) -> None:
+        self._snapshots.pop(snapshot.id, None)
+        self._records.remove(snapshot.id)
+        await anyio.to_thread.run_sync(remove_tree, self._home(snapshot.id))
+
+    async def _copy(self, source: Path, target: Path) -> None:
+        try:
+            make_home(target, self._host.isolation.owner)
+            await copy_home(source, target, self._host)
+        except BaseException as exc:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(remove_tree, target)
+            if isinstance(exc, OSError):
+                raise LaunchRefused(f"The files could not be copied: {exc}") from exc
+            raise
+
+    def _home(self, snapshot_id: str) -> Path:
+        return self._folder / snapshot_id
+
+
+def _named(snapshot: Snapshot, reference: str) -> Snapshot:
+    found = _REFERENCE.fullmatch(reference)
+    if found is None or found["namespace"] not in (None, NAMESPACE):
+        raise InvalidRequest(
+            "The name of a snapshot has small letters, digits, '-' and '_', "
+            "and may end with ':' and a tag"
+        )
+    return replace(snapshot, name=found["name"], tag=found["tag"] or DEFAULT_TAG)
