@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,144 +16,17 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
+from boxes import SLEEPERS, Boxes, gone, pids_of, said
 from e2b_agent_mcp.engine.egress import EgressProxy, NetworkPolicy
 from e2b_agent_mcp.engine.errors import IsolationUnavailable
-from e2b_agent_mcp.engine.index import PackageIndex, read_package_index
-from e2b_agent_mcp.engine.isolation import (
-    Box,
-    BoxSpec,
-    Isolation,
-    Limits,
-    Nest,
-    Zygotes,
-    probe,
-)
+from e2b_agent_mcp.engine.isolation import BoxSpec, Isolation, Limits, Zygotes, probe
 from e2b_agent_mcp.engine.isolation.limits import counts_processes_per_box
 from e2b_agent_mcp.engine.isolation.remedy import HostFacts, explain
-from e2b_agent_mcp.engine.options import EngineOptions
-from e2b_agent_mcp.engine.template import Template, ensure_template
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
-START = "import sys; sys.path += ['/opt/e2b', '/opt/e2b/lib', '/opt/e2b/site']\n"
-
-
-@pytest.fixture(scope="module")
-def index() -> PackageIndex:
-    return read_package_index(os.environ, Path(sys.prefix))
-
-
-@pytest.fixture(scope="module")
-async def isolation() -> Isolation:
-    return await probe(cache_dir=EngineOptions().cache_dir)
-
-
-@pytest.fixture(scope="module")
-async def template(isolation: Isolation, index: PackageIndex) -> Template:
-    return await ensure_template(
-        cache_dir=EngineOptions().cache_dir, isolation=isolation, index=index, environ=os.environ
-    )
-
-
-@pytest.fixture
-def folder(isolation: Isolation) -> Iterator[Path]:
-    """Short (unix sockets) and open to pass (boxes may be another user)."""
-    with tempfile.TemporaryDirectory(prefix="e2b-") as name:
-        Path(name).chmod(0o711)
-        yield Path(name)
-
-
-@pytest.fixture
-def home(folder: Path, isolation: Isolation) -> Path:
-    home = folder / "home"
-    home.mkdir(mode=0o700)
-    isolation.owner.take(home)
-    return home
-
-
-class Boxes:
-    """Launches Python programs in boxes of one home, by either way."""
-
-    def __init__(self, launcher: Isolation | Zygotes, template: Template, home: Path) -> None:
-        self.launcher = launcher
-        self.template = template
-        self.home = home
-
-    @property
-    def are_forked(self) -> bool:
-        return isinstance(self.launcher, Zygotes)
-
-    def status(self, known: int) -> int | None:
-        return None if self.are_forked else known
-
-    @contextlib.asynccontextmanager
-    async def open(self, code: str, **spec: object) -> AsyncIterator[Box]:
-        box = await self.launcher.launch(self.spec(code, **spec))
-        async with box:
-            yield box
-
-    def spec(self, code: str, **spec: object) -> BoxSpec:
-        limits = spec.get("limits", Limits())
-        assert isinstance(limits, Limits)
-        prelude = (
-            f"{START}from guest.limits import apply_limits\n"
-            f"apply_limits('''{limits.to_json(os.uname().release)}''')\n"
-        )
-        command = (self.template.python, "-I", "-S", "-c", prelude + textwrap.dedent(code))
-        return BoxSpec(
-            sandbox_id="test",
-            home=self.home,
-            template=self.template,
-            command=command,
-            **spec,  # type: ignore[arg-type]
-        )
-
-    async def run(self, code: str, **spec: object) -> str:
-        """What the program printed; it must have ended well."""
-        with anyio.fail_after(60):
-            async with self.open(code, **spec) as box:
-                status = await box.wait()
-                assert status == self.status(0), box.log
-                return box.log.strip()
-
-
-@pytest.fixture(scope="module")
-async def zygotes(isolation: Isolation, template: Template) -> AsyncIterator[Zygotes]:
-    with tempfile.TemporaryDirectory(prefix="e2b-") as name:
-        Path(name).chmod(0o711)
-        async with running_zygotes(isolation, template, Path(name)) as zygotes:
-            yield zygotes
-
-
-@contextlib.asynccontextmanager
-async def running_zygotes(
-    isolation: Isolation, template: Template, folder: Path
-) -> AsyncIterator[Zygotes]:
-    nest = Nest(launcher=isolation.launcher, template=template, engine_dir=folder, homes_dir=folder)
-    async with Zygotes(nest) as zygotes:
-        with anyio.fail_after(60):
-            await zygotes.wait_ready()
-        yield zygotes
-
-
-@pytest.fixture
-def started(isolation: Isolation, template: Template, home: Path) -> Boxes:
-    return Boxes(isolation, template, home)
-
-
-@pytest.fixture(params=["started", "forked"])
-def boxes(request: pytest.FixtureRequest, started: Boxes) -> Iterator[Boxes]:
-    if request.param == "started":
-        yield started
-        return
-    zygotes: Zygotes = request.getfixturevalue("zygotes")
-    home = zygotes.nest.homes_dir / secrets.token_hex(4)
-    home.mkdir(mode=0o700)
-    zygotes.nest.launcher.owner.take(home)
-    yield Boxes(zygotes, started.template, home)
-    shutil.rmtree(home)
-
+    from e2b_agent_mcp.engine.index import PackageIndex
 
 # ---------------------------------------------------------------- what a box has
 
@@ -528,47 +398,6 @@ async def test_the_hosts_loopback_is_closed_through_the_proxy_too(
 
 # ---------------------------------------------------------------- life and death
 
-SLEEPERS = """
-    import os, subprocess, time
-    for _ in range(3):
-        subprocess.Popen(["/bin/sh", "-c", "trap '' TERM HUP; while :; do sleep 100; done"])
-    if os.fork() == 0:
-        os.setsid()
-        if os.fork() == 0:
-            print("ready", flush=True)
-            time.sleep(1000)
-        os._exit(0)
-    os.wait()
-    print("waiting", flush=True)
-    sys.stdin.read()
-"""
-
-
-async def said(box: Box, word: str) -> None:
-    with anyio.fail_after(20):
-        while word not in box.log:
-            await anyio.sleep(0.01)  # what a box prints comes without an event
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-async def gone(pids: set[int]) -> None:
-    """The kernel ends a pid namespace on its own: nobody gets an event for each process."""
-    with anyio.fail_after(10):
-        while any(is_alive(pid) for pid in pids):
-            await anyio.sleep(0.01)
-
-
-def pids_of(box: Box) -> set[int]:
-    from e2b_agent_mcp.engine.isolation.processes import namespace_of, pids_in
-
-    return set(pids_in(namespace_of(box.pid)))
-
 
 async def test_kill_ends_every_process_and_may_be_repeated(boxes: Boxes) -> None:
     async with boxes.open(SLEEPERS) as box:
@@ -868,7 +697,10 @@ def test_the_remedy_fits_the_cause(facts: HostFacts, said: str, expected: str) -
     assert message.endswith(f"(bubblewrap: {said})")
 
 
-def test_what_is_not_enforced_is_said(isolation: Isolation) -> None:
-    described = json.dumps(isolation.describe())
+def test_each_limit_says_whether_it_is_enforced(isolation: Isolation) -> None:
+    described = isolation.describe()
 
-    assert "not enforced for a whole sandbox" in described
+    for limit in ("memory", "processes", "cpu", "disk", "open files", "memory filesystems"):
+        assert described[limit].startswith(("enforced", "not enforced")), limit
+    by_kernel = described["memory"] == "enforced by the kernel"
+    assert by_kernel == ("memory" in isolation.delegation.folders)

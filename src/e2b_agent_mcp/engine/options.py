@@ -44,6 +44,7 @@ class EngineOptions:
     cpu_count: int = 2
     memory_mb: int = 2048
     disk_mb: int = 4096
+    max_files: int = 250_000
     max_processes: int = 512
     max_sandboxes: int = 20
     zygote: bool = True  # fork sandboxes from a process that has the packages in memory

@@ -525,6 +525,7 @@ class Orchestrator:
                         memory_mb=options.memory_mb,
                         cpu_count=options.cpu_count,
                         disk_mb=options.disk_mb,
+                        max_files=options.max_files,
                         max_processes=options.max_processes,
                     ),
                     env={},

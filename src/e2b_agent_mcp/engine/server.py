@@ -42,8 +42,11 @@ async def serve(options: EngineOptions, announce: Callable[[EngineAddress], None
     async with _only_engine(options):
         with _listener(options) as listener:
             host = await prepare_host(options, logger.info)
-            logger.info("isolation: %s %s", host.isolation.name, host.isolation.version)
-            await _serve(options, host, listener, announce)
+            isolation = host.isolation
+            logger.info("isolation: %s %s", isolation.name, isolation.version)
+            async with isolation.limiting() as limiting:
+                logger.info("control groups: %s", isolation.delegation.describe())
+                await _serve(options, host._replace(isolation=limiting), listener, announce)
 
 
 async def _serve(

@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def prepare(options: Namespace, *, keep: frozenset[int] = frozenset()) -> None:
     """What holds for this process and all that it starts; `keep` are descriptors to leave open."""
-    close_all_but(STANDARD_FDS | {options.listen_fd} | keep)
+    close_all_but(STANDARD_FDS | {options.listen_fd, *options.kills.descriptors} | keep)
+    for fd in options.kills.descriptors:
+        os.set_inheritable(fd, False)
     os.umask(UMASK)
     apply_limits(options.limits)
     config = GuestConfig.of(options)

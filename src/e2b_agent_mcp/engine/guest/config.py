@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
+from .kills import Kills
+
 USERS = frozenset({"user", "root"})  # one uid in a box: both names mean it
 
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
@@ -27,6 +29,7 @@ class GuestConfig:
     python: Path = Path("/home/user/.venv/bin/python")
     site: Path = Path("/opt/e2b/site")
     relay_socket: Path = Path("/run/egress/proxy.sock")
+    kills: Kills = Kills()
 
     @property
     def uid(self) -> int:
@@ -46,6 +49,7 @@ class GuestConfig:
         parser.add_argument("--python", type=Path, default=defaults.python)
         parser.add_argument("--site", type=Path, default=defaults.site)
         parser.add_argument("--relay-socket", type=Path, default=defaults.relay_socket)
+        parser.add_argument("--kills", type=Kills.from_json, default=defaults.kills)
 
     @classmethod
     def of(cls, options: Namespace) -> Self:

@@ -12,6 +12,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from importlib import util
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..errors import IsolationUnavailable, LaunchError
 from ..folders import move_into_place, staging
 from .box import Box, Launcher
 from .bubblewrap import Bind, BoxSpec, read_host_tree
+from .delegation import Delegation, claim, survey
 from .limits import Limits, counts_processes_per_box
 from .owner import Owner, box_owner
 from .processes import Usage
@@ -31,7 +33,7 @@ from .seccomp import ARCHITECTURES, build_filter
 from .zygote import Nest, Zygotes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
 __all__ = [
     "Bind",
@@ -58,6 +60,7 @@ class Isolation:
 
     launcher: Launcher
     version: str
+    delegation: Delegation
     name: str = "bubblewrap"
 
     @property
@@ -67,20 +70,36 @@ class Isolation:
     async def launch(self, spec: BoxSpec) -> Box:
         return await self.launcher.launch(spec)
 
+    @asynccontextmanager
+    async def limiting(self) -> AsyncIterator[Isolation]:
+        """The same, with the control groups of this host claimed for the boxes to come."""
+        async with claim(self.delegation) as cgroups:
+            yield replace(self, launcher=replace(self.launcher, cgroups=cgroups))
+
     def describe(self) -> dict[str, str]:
         """For a person: what holds on this host, and what is not enforced."""
         per_box = counts_processes_per_box(platform.release())
         user = f"uid {self.owner.uid}" if self.owner.is_other else "this user"
+        grouped = self.delegation.folders
         return {
             "isolation": f"{self.name} {self.version} ({self.launcher.bubblewrap})",
             "host user of the boxes": user,
             "system calls": f"filtered ({platform.machine()})",
             "user namespaces in a box": "off" if self.launcher.disable_userns else "filtered only",
-            "memory": "per process; not enforced for a whole sandbox",
-            "processes": "enforced" if per_box else "not enforced (needs Linux 5.14)",
-            "cpu": "not enforced; numeric libraries are told the number of cores",
-            "disk": "per file; not enforced for a whole sandbox",
-            "memory filesystems": "enforced (/tmp, /dev/shm)",
+            "control groups": self.delegation.describe(),
+            "memory": "enforced by the kernel"
+            if "memory" in grouped
+            else "enforced per process by the kernel; not enforced for a whole sandbox",
+            "processes": "enforced by the kernel"
+            if per_box or "pids" in grouped
+            else "not enforced (needs control groups or Linux 5.14)",
+            "cpu": "enforced by the kernel"
+            if "cpu" in grouped
+            else "not enforced; numeric libraries are told the number of cores",
+            "disk": "enforced per file by the kernel; not enforced for a whole sandbox",
+            "open files": "enforced per process by the kernel",
+            "memory filesystems": "enforced by the kernel (/tmp, /dev/shm)",
+            "output": "never kept by the engine; what waits for a slow client is bounded",
         }
 
 
@@ -130,7 +149,7 @@ async def _isolation_by(binary: Path) -> Isolation:
             await _try(launcher)
         except LaunchError:
             raise first from None
-    return Isolation(launcher=launcher, version=await _version(binary))
+    return Isolation(launcher=launcher, version=await _version(binary), delegation=survey())
 
 
 async def _try(launcher: Launcher) -> None:

@@ -17,7 +17,7 @@ import subprocess
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import anyio
 
@@ -31,10 +31,12 @@ from .bubblewrap import (
     build_environment,
     set_environment,
 )
+from .kills import Kills
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from .cgroups import Cgroup, Cgroups
     from .owner import Owner
     from .processes import Usage
 
@@ -54,20 +56,41 @@ class Launcher:
     tree: HostTree
     seccomp: bytes
     disable_userns: bool
+    cgroups: Cgroups | None = None
 
     async def launch(self, spec: BoxSpec) -> Box:
         """Returns when the box exists; whether its guest comes up is for the caller to ask."""
         arguments = build_arguments(spec, self.tree, disable_userns=self.disable_userns)
-        command = build_command(spec, platform.release())
         listener = [spec.listener.fileno()] if spec.listener is not None else []
-        with memory_file(self.seccomp) as seccomp:
+        with memory_file(self.seccomp) as seccomp, self.restraints(spec) as restraints:
+            told = restraints.kills.descriptors if spec.command is None else []
+            command = build_command(spec, platform.release(), restraints.kills.to_json(told))
             return await self.start(
                 spec.sandbox_id,
                 [*arguments, "--seccomp", str(seccomp)],
                 command,
                 environment=build_environment(spec),
-                inherited=[seccomp, *listener],
+                inherited=[seccomp, *listener, *told],
+                restraints=restraints,
             )
+
+    @contextmanager
+    def restraints(self, spec: BoxSpec) -> Iterator[Restraints]:
+        """For one box, which owns them from its launch on; a launch that fails leaves none."""
+        cgroup = self.cgroups.create(spec.sandbox_id, spec.limits) if self.cgroups else None
+        try:
+            restraints = Restraints(Kills(spec.limits, cgroup), cgroup)
+        except BaseException:
+            if cgroup is not None:
+                cgroup.remove_now()
+            raise
+        try:
+            yield restraints
+        except BaseException:
+            restraints.kills.close()
+            if cgroup is not None:
+                cgroup.remove_now()
+            raise
 
     async def start(
         self,
@@ -77,17 +100,27 @@ class Launcher:
         *,
         environment: Mapping[str, str],
         inherited: Sequence[int],
+        restraints: Restraints | None = None,
     ) -> Box:
-        """The box that bubblewrap's `arguments` describe; it dies with the engine."""
+        """The box that bubblewrap's `arguments` describe; it dies with the engine.
+
+        bubblewrap waits for its arguments, so it does nothing before it is in its group.
+        """
         words = ["--die-with-parent", *set_environment(environment), *arguments]
-        info, info_end = os.pipe()
-        with _closing(info):
+        (info, info_end), (packed, packed_end) = os.pipe(), os.pipe()
+        with _closing(info), ExitStack() as waiting:
+            waiting.callback(os.close, packed_end)
             cord = Cord()
-            with _closing(info_end), memory_file(_pack(words)) as packed, cord.handed_over():
+            with _closing(info_end), _closing(packed), cord.handed_over():
                 argv = ["bwrap", "--args", str(packed), "--info-fd", str(info_end), "--", *command]
                 process = self._popen(argv, cord, [packed, info_end, *inherited])
-            box = Box(name, cord, _Exit(os.pidfd_open(process.pid), process.wait))
+            box = Box(name, cord, _Exit(os.pidfd_open(process.pid), process.wait), restraints)
             try:
+                with suppress(ProcessLookupError, BrokenPipeError):  # its log says why
+                    if restraints is not None and restraints.cgroup is not None:
+                        restraints.cgroup.join(process.pid)
+                    os.write(packed_end, _pack(words))
+                waiting.close()
                 with anyio.fail_after(LAUNCH_TIMEOUT):
                     await box.learn_init(info, process.pid)
             except BaseException:
@@ -114,6 +147,22 @@ class Launcher:
             group=self.owner.gid if other else None,
             extra_groups=[] if other else None,
         )
+
+
+class Restraints(NamedTuple):
+    """What holds a box to its limits from outside."""
+
+    kills: Kills
+    cgroup: Cgroup | None
+
+    @contextmanager
+    def doors(self) -> Iterator[list[int]]:
+        """Through which a process joins the groups; see `Cgroup.doors`."""
+        if self.cgroup is None:
+            yield []
+        else:
+            with self.cgroup.doors() as doors:
+                yield doors
 
 
 class Cord:
@@ -156,8 +205,11 @@ class Cord:
 class Box:
     """Owns its descriptors; `aclose` kills and frees, in whatever state."""
 
-    def __init__(self, sandbox_id: str, cord: Cord, exit: _Exit) -> None:
+    def __init__(
+        self, sandbox_id: str, cord: Cord, exit: _Exit, restraints: Restraints | None = None
+    ) -> None:
         self.sandbox_id = sandbox_id
+        self.restraints = restraints
         self.pid = 0  # of the box's init, on the host
         self._cord = cord
         self._exit = exit
@@ -167,9 +219,11 @@ class Box:
         self._frozen: set[int] = set()
 
     @classmethod
-    def adopt(cls, sandbox_id: str, cord: Cord, init_fd: int, guest_fd: int) -> Self:
+    def adopt(
+        cls, sandbox_id: str, cord: Cord, init_fd: int, guest_fd: int, restraints: Restraints
+    ) -> Self:
         """A box that a zygote made, by pidfds. How its guest ended is known to nobody."""
-        box = cls(sandbox_id, cord, _Exit(os.dup(init_fd), lambda: None))
+        box = cls(sandbox_id, cord, _Exit(os.dup(init_fd), lambda: None), restraints)
         box._init_fd = init_fd
         box._know(_pid_of(init_fd))
         box._guest = _Exit(guest_fd, box.kill)
@@ -253,6 +307,10 @@ class Box:
         if self._init_fd is not None:
             os.close(self._init_fd)
             self._init_fd = None
+        if self.restraints is not None:
+            self.restraints.kills.close()
+            if self.restraints.cgroup is not None:
+                await self.restraints.cgroup.remove()
 
 
 class _Exit:

@@ -110,12 +110,17 @@ def build_outer_arguments(
     ]
 
 
-def build_command(spec: BoxSpec, kernel: str) -> list[str]:
-    """The guest with what only this box knows, or the command that was asked for."""
+def build_command(spec: BoxSpec, kernel: str, kills: str = "") -> list[str]:
+    """The guest with what only this box knows, or the command that was asked for.
+
+    `kills` are for the guest to read; see `kills.py`.
+    """
     if spec.command is not None:
         return list(spec.command)
     command = [*spec.template.command, "--sandbox-id", spec.sandbox_id]
     command += ["--limits", spec.limits.to_json(kernel)]
+    if kills:
+        command += ["--kills", kills]
     if spec.listener is not None:
         command += ["--listen-fd", str(spec.listener.fileno())]
     return command

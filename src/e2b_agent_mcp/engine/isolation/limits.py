@@ -20,11 +20,12 @@ NPROC_PER_NAMESPACE = (5, 14)
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """`disk_mb` bounds each file; /tmp and /dev/shm have a size of their own, in memory."""
+    """`disk_mb` bounds each file too; /tmp and /dev/shm have a size of their own, in memory."""
 
     memory_mb: int = 2048
     cpu_count: int = 2
     disk_mb: int = 4096
+    max_files: int = 250_000
     max_processes: int = 512
     tmp_mb: int = 512
     shm_mb: int = 256

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup, TaskStatus
 
-    from .box import Launcher
+    from .box import Launcher, Restraints
     from .bubblewrap import BoxTemplate
 
 logger = logging.getLogger(__name__)
@@ -193,10 +193,14 @@ class Zygote:
 
     async def launch(self, spec: BoxSpec) -> Box:
         """LaunchError when there is no box, for whatever reason."""
+        with self._nest.launcher.restraints(spec) as restraints:
+            return await self._launch(spec, restraints)
+
+    async def _launch(self, spec: BoxSpec, restraints: Restraints) -> Box:
         cord = Cord()
         try:
             with anyio.fail_after(LAUNCH_TIMEOUT):
-                init_fd, nursery_fd = await self._ask(spec, cord)
+                init_fd, nursery_fd = await self._ask(spec, cord, restraints)
         except BaseException as exc:
             said = cord.text().strip()
             cord.close()
@@ -205,21 +209,34 @@ class Zygote:
             if isinstance(exc, (LaunchError, OSError)):
                 raise LaunchError(said or str(exc) or "the zygote does not answer") from exc
             raise
-        box = Box.adopt(spec.sandbox_id, cord, init_fd, nursery_fd)
+        box = Box.adopt(spec.sandbox_id, cord, init_fd, nursery_fd, restraints)
         self._boxes = [other for other in self._boxes if not other.ended] + [box]
         self.has_made_a_box = True
         return box
 
-    async def _ask(self, spec: BoxSpec, cord: Cord) -> tuple[int, int]:
+    async def _ask(self, spec: BoxSpec, cord: Cord, restraints: Restraints) -> tuple[int, int]:
         """Descriptors of the new box's init, and of the process whose end is to be the box's."""
         answers, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         answers.setblocking(False)
         with answers:
-            with theirs, memory_file(self._nest.launcher.seccomp) as seccomp, cord.handed_over():
-                descriptors = [theirs.fileno(), cord.stdin, cord.log, seccomp]
+            with (
+                theirs,
+                memory_file(self._nest.launcher.seccomp) as seccomp,
+                cord.handed_over(),
+                restraints.doors() as doors,
+            ):
+                given: list[tuple[str, int]] = [
+                    ("reply", theirs.fileno()),
+                    ("stdin", cord.stdin),
+                    ("log", cord.log),
+                    ("seccomp", seccomp),
+                    *(("kills", fd) for fd in restraints.kills.descriptors),
+                    *(("groups", fd) for fd in doors),
+                ]
                 if spec.listener is not None:
-                    descriptors.append(spec.listener.fileno())
-                await self._send(self._request(spec), descriptors)
+                    given.append(("listener", spec.listener.fileno()))
+                request = self._request(spec, restraints, [name for name, _ in given])
+                await self._send(request, [fd for _, fd in given])
             await anyio.wait_readable(answers)
             _, fds, _, _ = socket.recv_fds(answers, LONGEST_ANSWER, 2)
         if len(fds) != 2:
@@ -236,7 +253,8 @@ class Zygote:
                 else:
                     return
 
-    def _request(self, spec: BoxSpec) -> bytes:
+    def _request(self, spec: BoxSpec, restraints: Restraints, names: list[str]) -> bytes:
+        """`names` says what each descriptor is for, in the order in which they are sent."""
         launcher = self._nest.launcher
         program, _ = _place(launcher.bubblewrap)
         inside = replace(
@@ -252,6 +270,8 @@ class Zygote:
             "environment": build_environment(spec),
             "guest": guest[len(spec.template.command) :],
             "program": spec.command or (),
+            "kills": restraints.kills.words,
+            "names": names,
         }
         return json.dumps(request).encode()
 

@@ -101,11 +101,11 @@ def _event(event: Event) -> Reply:
     match event:
         case Data(channel, octets):
             return {"data": {channel: base64.b64encode(octets).decode()}}
-        case End(returncode):
-            return {"end": _end(returncode)}
+        case End(returncode, limit):
+            return {"end": _end(returncode, limit)}
 
 
-def _end(returncode: int) -> Reply:
+def _end(returncode: int, limit: str) -> Reply:
     if returncode == 0:
         return {"exitCode": 0, "exited": True, "status": "exit status 0"}
     if returncode > 0:
@@ -113,7 +113,8 @@ def _end(returncode: int) -> Reply:
         return {"exitCode": returncode, "exited": True, "status": status, "error": status}
     name = signal.strsignal(-returncode) or str(-returncode)
     status = f"signal: {name.lower()}"
-    return {"exitCode": -1, "exited": False, "status": status, "error": status}
+    error = f"{status}: {limit}" if limit else status
+    return {"exitCode": -1, "exited": False, "status": status, "error": error}
 
 
 async def _send(process: Process, message: Fields) -> None:

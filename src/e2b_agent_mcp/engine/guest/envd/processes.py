@@ -29,6 +29,8 @@ import anyio
 from anyio.abc import ObjectReceiveStream, TaskGroup
 
 from ..config import Environment, GuestConfig
+from ..kills import Kills
+from ..limits import let_go_first
 from .paths import resolve
 from .rpc import RpcError
 
@@ -51,6 +53,7 @@ class Data(NamedTuple):
 
 class End(NamedTuple):
     returncode: int  # negative: the signal that ended it
+    limit: str = ""  # for which it was killed from outside
 
 
 Event = Data | End
@@ -117,7 +120,8 @@ class Processes:
     async def _launch(self, command: Command) -> "Process":
         cwd = self._cwd(command)
         try:
-            return await _launch(command, cwd, self._environment.build(command.variables))
+            environment = self._environment.build(command.variables)
+            return await _launch(command, cwd, environment, self._config.kills)
         except (OSError, ValueError) as error:
             raise RpcError("invalid_argument", f"cannot start the process: {error}") from error
 
@@ -151,7 +155,11 @@ class Process:
         child: asyncio.subprocess.Process,
         outputs: "list[Output]",
         input_fd: int | None,
+        kills: Kills,
     ) -> None:
+        let_go_first(child.pid)
+        self._kills = kills
+        self._killed_before = kills.counts()
         self.command = command
         self.outputs = outputs
         self.end: End | None = None
@@ -192,11 +200,12 @@ class Process:
         if self._child.returncode is None:
             self.send_signal(signal.SIGKILL)
         returncode = await self.exited()
+        limit = self._kills.since(self._killed_before) if returncode == -signal.SIGKILL else ""
         for output in self.outputs:
             output.expect_end(anyio.current_time() + DRAIN_GRACE)
         for output in self.outputs:
             await output.drained.wait()
-        self.end = End(returncode)
+        self.end = End(returncode, limit)
         await self.publish(self.end)
         for subscriber in self._subscribers:
             subscriber.close()
@@ -285,9 +294,9 @@ class Output:
             self._deadline = math.inf
 
 
-async def _launch(command: Command, cwd: str, environment: dict[str, str]) -> Process:
+async def _launch(command: Command, cwd: str, environment: dict[str, str], kills: Kills) -> Process:
     if command.terminal:
-        return await _launch_in_terminal(command, command.terminal, cwd, environment)
+        return await _launch_in_terminal(command, command.terminal, cwd, environment, kills)
     with ExitStack() as ours, ExitStack() as theirs:
         stdout, stderr = (_pipe_from_child(ours, theirs) for _ in range(2))
         input_fd, stdin = None, subprocess.DEVNULL
@@ -308,7 +317,7 @@ async def _launch(command: Command, cwd: str, environment: dict[str, str]) -> Pr
         )
         ours.pop_all()
         outputs = [Output("stdout", stdout[0]), Output("stderr", stderr[0])]
-        return Process(command, child, outputs, input_fd)
+        return Process(command, child, outputs, input_fd, kills)
 
 
 def _pipe_from_child(ours: ExitStack, theirs: ExitStack) -> tuple[int, int]:
@@ -320,7 +329,7 @@ def _pipe_from_child(ours: ExitStack, theirs: ExitStack) -> tuple[int, int]:
 
 
 async def _launch_in_terminal(
-    command: Command, size: TerminalSize, cwd: str, environment: dict[str, str]
+    command: Command, size: TerminalSize, cwd: str, environment: dict[str, str], kills: Kills
 ) -> Process:
     with ExitStack() as ours, ExitStack() as theirs:
         master, terminal = pty.openpty()
@@ -341,7 +350,7 @@ async def _launch_in_terminal(
             preexec_fn=partial(fcntl.ioctl, 0, termios.TIOCSCTTY, 0),
         )
         ours.pop_all()
-        return Process(command, child, [Output("pty", master)], os.dup(master))
+        return Process(command, child, [Output("pty", master)], os.dup(master), kills)
 
 
 def _set_size(fd: int, size: TerminalSize) -> None:

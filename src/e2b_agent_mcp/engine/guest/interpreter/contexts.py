@@ -185,7 +185,13 @@ class Context:
             if isinstance(exc, (OSError, ValueError)):
                 raise KernelEndedError(f"The context could not start: {exc}") from exc
             raise
-        return Kernel(process=process, channels=channels, folder=folder, variables=environ)
+        return Kernel(
+            process=process,
+            channels=channels,
+            folder=folder,
+            variables=environ,
+            kills=self._config.kills,
+        )
 
     async def _fork(
         self, connection_file: Path, environ: Mapping[str, str], log: Path

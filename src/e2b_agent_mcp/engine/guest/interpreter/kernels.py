@@ -18,6 +18,8 @@ from typing import Self
 
 import anyio
 
+from ..kills import Kills
+from ..limits import let_go_first
 from .channels import Channels
 from .nursery import ForkedKernel
 
@@ -33,6 +35,9 @@ class KernelProcess:
     _status: Callable[[], Awaitable[int | None]]
     _code: int | None = None
     _ended: anyio.Event = field(default_factory=anyio.Event)
+
+    def __post_init__(self) -> None:
+        let_go_first(self.pid)
 
     @classmethod
     def launch(
@@ -87,7 +92,7 @@ class KernelProcess:
     def describe_end(self) -> str:
         code = self._code
         if code == -signal.SIGKILL:
-            return "was killed, most likely because the sandbox ran out of memory"
+            return "was killed, by code in the sandbox or because the machine ran out of memory"
         if code is not None and code < 0:
             return f"was ended by {signal.Signals(-code).name}"
         return "ended" if code is None else f"exited with status {code}"
@@ -101,9 +106,14 @@ class Kernel:
     channels: Channels
     folder: Path
     variables: Mapping[str, str]
+    kills: Kills
     log: str = ""
     _verdict: str = ""
+    _killed_before: Mapping[str, int] = field(init=False)
     _closed: anyio.Event = field(default_factory=anyio.Event)
+
+    def __post_init__(self) -> None:
+        self._killed_before = self.kills.counts()
 
     async def serve(self) -> None:
         """Moves its messages until the process ends; kills it when cancelled."""
@@ -120,6 +130,8 @@ class Kernel:
         with anyio.move_on_after(KILL_TIMEOUT, shield=True):
             self.process.kill()
             await self.process.wait()
+        if reason := self.kills.since(self._killed_before):
+            self._verdict = self._verdict or f"The context's process was killed: {reason}."
         self.channels.close()
         self.log = _read_tail(self.folder / "log")
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -42,7 +42,8 @@ def run(request: "Request", hold: int, imports: Imports) -> None:
     if request.program:
         _start_program(request.program, hold)
         return
-    options = guest.parse([*request.guest, "--listen-fd", str(given.listener)])
+    kills = json.dumps({"descriptors": given.kills, "words": request.kills})
+    options = guest.parse([*request.guest, "--listen-fd", str(given.listener), "--kills", kills])
     guest.prepare(options, keep=frozenset({hold}))
     ours, guests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     child = os.fork()
@@ -52,7 +53,8 @@ def run(request: "Request", hold: int, imports: Imports) -> None:
         _serve_guest(options, guests)
         return
     guests.close()
-    os.close(given.listener)
+    for fd in (given.listener, *given.kills):
+        os.close(fd)
     _discard_stdin()
     kernel = _Nursery(ours, os.pidfd_open(child)).serve()
     ours.close()

@@ -13,26 +13,44 @@ from typing import Any, NamedTuple
 from . import entrance, nursery
 
 MAX_REQUEST = 128 * 1024  # bytes
+MAX_DESCRIPTORS = 16
 
 
 class Request(NamedTuple):
-    """`bubblewrap` is the command that makes the box. A `program` takes the guest's place."""
+    """`bubblewrap` is the command that makes the box. A `program` takes the guest's place.
+
+    `kills` are words for the reasons that are counted in `descriptors.kills`.
+    """
 
     bubblewrap: list[str]
     environment: dict[str, str]
     guest: list[str]  # arguments
     program: list[str]
+    kills: dict[str, str]
     descriptors: "Descriptors"
 
 
 class Descriptors(NamedTuple):
-    """In the order in which they are sent. `reply` hears the pidfds of init and nursery."""
+    """`reply` hears the pidfds of init and nursery; `groups` are to be joined at once."""
 
     reply: int
     stdin: int
     log: int
     seccomp: int
+    kills: list[int]
+    groups: list[int]
     listener: int = -1
+
+    @classmethod
+    def of(cls, names: list[str], fds: list[int]) -> "Descriptors":
+        """Of `kills` and `groups` there may be any number."""
+        found: dict[str, Any] = {"kills": [], "groups": []}
+        for name, fd in zip(names, fds, strict=True):
+            if name in ("kills", "groups"):
+                found[name].append(fd)
+            else:
+                found[name] = fd
+        return cls(**found)
 
 
 def serve(control: int, imports: nursery.Imports) -> None:
@@ -57,13 +75,14 @@ def _become_forkable() -> None:
 def _next_request(engine: socket.socket) -> Request | None:
     """In a forked process the request to serve; None in the zygote when the engine has gone."""
     while True:
-        message, fds, _, _ = socket.recv_fds(engine, MAX_REQUEST, len(Descriptors._fields))
+        message, fds, _, _ = socket.recv_fds(engine, MAX_REQUEST, MAX_DESCRIPTORS)
         _reap()
         if not message:
             return None
         if os.fork() == 0:
             fields: dict[str, Any] = json.loads(message)
-            request = Request(**fields, descriptors=Descriptors(*fds))
+            descriptors = Descriptors.of(fields.pop("names"), fds)
+            request = Request(**fields, descriptors=descriptors)
             os.dup2(request.descriptors.log, 2)  # from here on all that goes wrong is the box's
             return request
         for fd in fds:

@@ -1,0 +1,217 @@
+"""What a sandbox may use, as a whole: bombs of every kind stop at their limit, and say so."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+from e2b_code_interpreter import CommandExitException
+
+from boxes import Boxes, said
+from conftest import client, running_engine, temporary_options
+from e2b_agent_mcp.engine.isolation import Isolation, Limits
+from e2b_agent_mcp.engine.isolation.delegation import claim, survey
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from e2b_code_interpreter import E2B, AsyncSandbox
+
+    from e2b_agent_mcp.engine.isolation import Box
+    from e2b_agent_mcp.engine.isolation.cgroups import Cgroup
+
+needs_memory = pytest.mark.skipif(
+    "memory" not in survey().folders, reason=f"control groups: {survey().describe()}"
+)
+needs_cpu = pytest.mark.skipif(
+    "cpu" not in survey().folders, reason=f"control groups: {survey().describe()}"
+)
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[E2B]:
+    """An engine whose sandboxes may use little."""
+    with (
+        temporary_options(memory_mb=400, disk_mb=64, max_files=2000, max_processes=64) as options,
+        running_engine(options) as address,
+    ):
+        yield client(address)
+
+
+@pytest.fixture
+async def little(small: E2B) -> AsyncIterator[AsyncSandbox]:
+    sandbox = await small.AsyncSandbox.create(timeout=300)
+    yield sandbox
+    await sandbox.kill()
+
+
+# ---------------------------------------------------------------- memory
+
+
+# Shared memory counts against no limit of a process, only against that of the whole box.
+SHARED = """
+import mmap, os, signal
+def take(mib):
+    memory = mmap.mmap(-1, mib << 20)
+    for page in range(0, mib << 20, 4096):
+        memory[page] = 1
+    return memory
+"""
+
+
+@needs_memory
+async def test_the_memory_of_many_processes_counts_together(boxes: Boxes) -> None:
+    ends = await boxes.run(
+        SHARED
+        + """
+ready, go = os.pipe(), os.pipe()
+children = []
+for _ in range(8):
+    if (child := os.fork()) == 0:
+        open("/proc/self/oom_score_adj", "w").write("1000")
+        held = take(50)
+        os.write(ready[1], b"x")
+        signal.pause()
+    children.append(child)
+ends = []
+while len(ends) < 3:
+    child, status = os.wait()
+    children.remove(child)
+    ends.append(os.WTERMSIG(status))
+for child in children:
+    os.kill(child, signal.SIGKILL)
+print(ends)
+""",
+        limits=Limits(memory_mb=256),
+    )
+
+    assert ends == "[9, 9, 9]"  # of 8 * 50 MiB, at least three had to go
+
+
+@needs_memory
+async def test_memory_filesystems_count_as_memory(boxes: Boxes) -> None:
+    """Else /tmp and /dev/shm would be had on top."""
+    said = await boxes.run(
+        '''
+import os, subprocess
+fill = """
+open('/proc/self/oom_score_adj', 'w').write('1000')
+for path in ('/tmp/f', '/dev/shm/f'):
+    with open(path, 'wb') as f:
+        for _ in range(90):
+            f.write(bytes(1 << 20))
+"""
+print(subprocess.run([sys.executable, "-I", "-S", "-c", fill]).returncode)
+''',
+        limits=Limits(memory_mb=128),
+    )
+
+    assert said == "-9"
+
+
+@needs_memory
+async def test_code_over_the_memory_limit_is_told_so(little: AsyncSandbox) -> None:
+    run = await little.run_code(SHARED + "held = take(600)")
+
+    assert run.error is not None
+    assert "killed: memory limit 400 MiB" in run.error.value
+    assert (await little.run_code("1 + 1")).text == "2"
+
+
+@needs_memory
+async def test_a_command_over_the_memory_limit_is_told_so(little: AsyncSandbox) -> None:
+    await little.files.write("bomb.py", SHARED + "held = take(600)")
+    process = await little.commands.run("exec python bomb.py", background=True)
+    with pytest.raises(CommandExitException) as ended:
+        await process.wait()
+
+    assert ended.value.error == "signal: killed: memory limit 400 MiB"
+
+
+async def test_a_kernel_that_kills_itself_is_no_matter_of_limits(little: AsyncSandbox) -> None:
+    run = await little.run_code("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+
+    assert run.error is not None
+    assert "was killed, by code in the sandbox" in run.error.value
+    assert "limit" not in run.error.value
+
+
+# ---------------------------------------------------------------- processor time
+
+
+@needs_cpu
+async def test_a_box_gets_the_processors_that_it_may_have(boxes: Boxes) -> None:
+    code = """
+        import os
+        for _ in range(3):
+            os.fork()
+        print("spinning", flush=True)
+        while True:
+            pass
+    """
+    async with boxes.open(code, limits=Limits(cpu_count=1)) as box:
+        await said(box, "spinning")
+        before, start = box.usage().cpu_seconds, anyio.current_time()
+        await anyio.sleep(1.5)  # time in which eight processes would use more than one processor
+        used, passed = box.usage().cpu_seconds - before, anyio.current_time() - start
+
+    assert used < 1.3 * passed
+
+
+# ---------------------------------------------------------------- control groups
+
+
+def group_of(box: Box) -> Cgroup:
+    assert box.restraints is not None
+    assert box.restraints.cgroup is not None
+    return box.restraints.cgroup
+
+
+@needs_memory
+async def test_every_process_of_a_box_is_in_its_group(boxes: Boxes) -> None:
+    """Seen from the host, where a process that had joined late would still be elsewhere."""
+    async with boxes.open("import time; print('ready', flush=True); time.sleep(1000)") as box:
+        await said(box, "ready")
+        group = group_of(box)
+        members = [set(map(int, (p / "cgroup.procs").read_text().split())) for p in group.places]
+        init = {box.pid}
+        guests = {int(pid) for pid in _children(box.pid)}
+
+    assert all(init | guests <= found for found in members)
+    assert not any(place.exists() for place in group.places)
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+@needs_memory
+async def test_a_box_cannot_leave_its_group(boxes: Boxes) -> None:
+    said = await boxes.run("""
+        import glob, os
+        print(glob.glob("/sys/fs/cgroup/*"), [m for m in open("/proc/mounts") if "cgroup" in m])
+        print({line.split(":")[2].strip() for line in open("/proc/self/cgroup")} - {"/"} and "seen")
+    """)
+
+    assert said.splitlines()[0] == "[] []"
+
+
+@needs_memory
+async def test_groups_of_an_engine_that_was_killed_are_removed(isolation: Isolation) -> None:
+    parent = survey().folders["memory"]
+    left = parent / "e2b-agent-mcp-4194305-x"  # no process has this pid
+    (left / "box").mkdir(parents=True)
+    try:
+        async with claim(survey()) as cgroups:
+            assert cgroups is not None
+            assert not left.exists()
+            assert str(os.getpid()) in str(cgroups.folders["memory"])
+            mine = cgroups.folders["memory"]
+        assert not mine.exists()
+    finally:
+        if left.exists():
+            (left / "box").rmdir()
+            left.rmdir()
