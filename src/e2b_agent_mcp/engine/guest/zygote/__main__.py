@@ -7,11 +7,23 @@ guest has, which a forked kernel is to see nothing of.
 import os
 import runpy
 import sys
+from importlib import import_module
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 GUEST = HERE.parent
 ROOT = GUEST.parent
+
+# What a guest imports only when it serves.
+SERVING = (
+    "anyio._backends._asyncio",
+    "anyio.streams.memory",
+    "encodings.idna",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.asyncio",
+    "uvicorn.protocols.http.h11_impl",
+    "zmq.asyncio",
+)
 
 
 def main(control: int) -> None:
@@ -26,7 +38,9 @@ def main(control: int) -> None:
     sys.path += [str(ROOT), str(ROOT / "lib")]
     from guest.zygote import nursery, server  # type: ignore[import-not-found]
 
-    server.serve(control, nursery.Imports(modules, variables))
+    for name in SERVING:
+        import_module(name)
+    server.serve(control, nursery.Imports.since(modules, variables))
 
 
 if __name__ == "__main__":

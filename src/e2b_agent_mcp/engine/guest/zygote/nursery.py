@@ -10,9 +10,11 @@ import select
 import socket
 import sys
 import time
+from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from .. import __main__ as guest
 from ..interpreter import nursery as client
@@ -26,10 +28,18 @@ STARTUP = Path(client.__file__).parent / "startup"
 
 
 class Imports(NamedTuple):
-    """What kernels have from the zygote: modules by name, and variables that those have set."""
+    """What kernels have from the zygote: variables that modules have set, and modules, by name,
+    that they are not to find."""
 
-    modules: frozenset[str]
     variables: dict[str, str]
+    hidden: list[str]
+
+    @classmethod
+    def since(cls, imported: Collection[str], variables: dict[str, str]) -> Self:
+        """User code that imports a package which the guest has too gets its own."""
+        return cls(
+            variables, [name for name in sys.modules if name not in imported and _is_ours(name)]
+        )
 
 
 def run(request: "Request", hold: int, imports: Imports) -> None:
@@ -151,7 +161,7 @@ def _run_kernel(kernel: _Kernel, imports: Imports) -> None:
         client.tell(kernel.reply, {}, [os.pidfd_open(os.getpid())])
     guest.close_all_but(guest.STANDARD_FDS)
     _set_environment({**imports.variables, **kernel.wish["environment"]})
-    _hide_the_guest(imports.modules)
+    hidden = _hide(imports.hidden)  # noqa: F841 - kept: to free memory would copy it too
     _seed()
     sys.argv = [str(STARTUP), kernel.wish["connection_file"]]
     from e2b_startup.launch import main  # type: ignore[import-not-found]
@@ -170,15 +180,17 @@ def _discard_stdin() -> None:
         os.dup2(nothing.fileno(), 0)
 
 
-def _hide_the_guest(imported: frozenset[str]) -> None:
-    """User code that imports a package which the guest has too gets its own."""
+def _is_ours(name: str) -> bool:
     root = Path(guest.__file__).parent.parent
-    own = (str(root / "guest"), str(root / "lib"))
-    sys.path[:] = [entry for entry in sys.path if entry not in (str(root), own[1])]
-    for name in sys.modules.keys() - imported:
-        place = getattr(sys.modules[name], "__file__", None) or ""
-        if place.startswith(own):
-            del sys.modules[name]
+    place = getattr(sys.modules[name], "__file__", None) or ""
+    return place.startswith((str(root / "guest"), str(root / "lib")))
+
+
+def _hide(modules: list[str]) -> list[ModuleType]:
+    """None but these are looked at: a look is a copy of memory that is shared."""
+    root = Path(guest.__file__).parent.parent
+    sys.path[:] = [entry for entry in sys.path if entry not in (str(root), str(root / "lib"))]
+    return [sys.modules.pop(name) for name in modules]
 
 
 def _seed() -> None:

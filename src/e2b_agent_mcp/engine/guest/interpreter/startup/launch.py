@@ -13,13 +13,15 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 # Looking for debugpy costs a kernel 140 ms and 10 MiB. A user may still import it.
 sys.modules["debugpy"] = None  # type: ignore[assignment]
 import zmq  # noqa: E402
+from ipykernel import ipkernel  # noqa: E402
 from ipykernel.ipkernel import IPythonKernel  # noqa: E402
 from ipykernel.kernelapp import IPKernelApp  # noqa: E402
+from IPython.core import shellapp  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
 del sys.modules["debugpy"]
@@ -51,9 +53,26 @@ class Kernel(IPythonKernel):
 
 
 class KernelApp(IPKernelApp):
-    """A kernel whose output socket waits for a slow reader instead of dropping."""
+    """A kernel whose output socket waits for a slow reader instead of dropping.
+
+    It leaves out what looks at every module or option: a forked kernel shares them with others
+    in memory, and a look (its reference count) is a copy.
+    """
 
     name = "e2b-kernel"
+    modules: frozenset[str]
+
+    def parse_command_line(self, argv: Any = None) -> None:
+        """There is none."""
+
+    def init_kernel(self) -> None:
+        with _unlisted_modules(ipkernel):  # their files would be for a debugger, which we have not
+            super().init_kernel()
+
+    def init_code(self) -> None:
+        with _unlisted_modules(shellapp):
+            super().init_code()
+        self.shell._sys_modules_keys = self.modules  # `%reset -f aggressive` spares them
 
     def init_iopub(self, context: zmq.Context[Any]) -> None:
         class Lossless(zmq.Context[Any]):
@@ -67,9 +86,35 @@ class KernelApp(IPKernelApp):
         super().init_iopub(Lossless(shadow=context))
 
 
+# `Any`: a module that has imported `sys`.
+@contextmanager
+def _unlisted_modules(reader: Any) -> Iterator[None]:
+    reader.sys = _SystemWithoutModules()
+    try:
+        yield
+    finally:
+        reader.sys = sys
+
+
+class _SystemWithoutModules:
+    modules: ClassVar[dict[str, Any]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys, name)
+
+
+def make_app() -> KernelApp:
+    """The one of this process; a zygote makes it for all that it forks."""
+    app: KernelApp = KernelApp.instance(config=_config())
+    if not hasattr(app, "modules"):
+        app.modules = frozenset(sys.modules)
+    return app
+
+
 def main(connection_file: str) -> None:
     _die_with_parent()
-    app = KernelApp.instance(config=_config(connection_file))
+    app = make_app()
+    app.connection_file = connection_file
     try:
         app.initialize([])
         formats.install(app.shell)
@@ -82,10 +127,9 @@ def main(connection_file: str) -> None:
     app.start()
 
 
-def _config(connection_file: str) -> Config:
+def _config() -> Config:
     config = Config()
     config.IPKernelApp.kernel_class = Kernel
-    config.IPKernelApp.connection_file = connection_file
     config.IPKernelApp.outstream_class = "e2b_startup.output.BoundedStream"
     config.IPKernelApp.log_level = "CRITICAL"
     config.InteractiveShell.colors = "nocolor"

@@ -18,6 +18,8 @@ MODULES = (
     "IPython.extensions.storemagic",
     "PIL.PngImagePlugin",
     "e2b_charts",
+    "e2b_startup.output",
+    "faulthandler",
     "ipykernel.debugger",
     "matplotlib.figure",
     "matplotlib_inline.config",
@@ -28,7 +30,7 @@ MODULES = (
 
 
 def preload() -> None:
-    from . import launch  # noqa: F401  (before the others: it keeps debugpy out)
+    from . import launch  # before the others: it keeps debugpy out
 
     os.environ["MPLBACKEND"] = BACKEND
     for name in MODULES:
@@ -36,6 +38,7 @@ def preload() -> None:
     _draw_a_plot()
     _show_a_table()
     _forget_what_needs_a_shell()
+    launch.make_app()
 
 
 def _draw_a_plot() -> None:
