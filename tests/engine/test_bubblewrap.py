@@ -151,10 +151,10 @@ def test_proxies_are_named_only_where_there_is_a_way_out() -> None:
     assert "/run/egress" not in mounts(box())
 
 
-def test_the_guest_is_told_its_id_and_its_limits() -> None:
+def test_the_guest_is_told_its_limits_and_no_secret() -> None:
     command = build_command(box(limits=Limits(max_processes=7)), "6.1.0")
 
-    assert command[:4] == ["/usr/bin/python3", "/opt/e2b/boot.py", "--sandbox-id", "i1"]
+    assert command[:3] == ["/usr/bin/python3", "/opt/e2b/boot.py", "--limits"]
     assert json.loads(command[command.index("--limits") + 1])["NPROC"] == 7
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import httpx
 import pytest
-from e2b import SandboxNotRunningException
+from e2b import SandboxNetworkOpts, SandboxNotRunningException
 
 from e2b_agent_mcp.engine.connection import MAX_ANSWER, MAX_HEAD, GuestGone, exchange
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from e2b_agent_mcp.engine import EngineAddress
 
 ENVD = "49983"
+NOTHING_SAID: dict[str, object] = {"allow_out": [], "deny_out": []}
 
 # Answers with what it was sent, or starts an answer and prints when the client has gone.
 SERVER = """
@@ -40,6 +41,11 @@ while True:
         connection.sendall(b"HTTP/1.1 200 OK\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n")
         connection.sendall(b"2\\r\\nhi\\r\\n")
         connection.recv(1)
+        print("gone", flush=True)
+    elif b"\\r\\nupgrade:" in head.lower():
+        connection.sendall(b"HTTP/1.1 101 Switching Protocols\\r\\nUpgrade: websocket\\r\\n\\r\\n")
+        while data := connection.recv(65536):
+            connection.sendall(data)
         print("gone", flush=True)
     else:
         connection.sendall(b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\n\\r\\n" + head)
@@ -98,20 +104,118 @@ async def server_in(sandbox: AsyncSandbox) -> AsyncIterator[tuple[str, anyio.Eve
         pytest.param("49999", ["X-Access-Token"], 200, id="interpreter with the traffic token"),
         pytest.param("49999", ["E2B-Traffic-Access-Token"], 200, id="interpreter with envd's"),
         pytest.param(
-            "49999", ["X-Access-Token", "E2B-Traffic-Access-Token"], 401, id="interpreter, none"
+            "49999", ["X-Access-Token", "E2B-Traffic-Access-Token"], 403, id="interpreter, none"
         ),
         pytest.param(
-            "8000", ["X-Access-Token", "E2B-Traffic-Access-Token"], 401, id="any port, none"
+            "8000", ["X-Access-Token", "E2B-Traffic-Access-Token"], 502, id="a public port"
         ),
     ],
 )
-async def test_every_port_asks_for_a_token(
+async def test_the_sandboxs_own_services_ask_for_a_token(
     http: httpx.AsyncClient, sandbox: AsyncSandbox, port: str, taken: list[str], status: int
 ) -> None:
     given = {k: v for k, v in headers(sandbox, port).items() if k not in taken}
     wrong = given | dict.fromkeys(taken, "0" * 64)
     assert (await http.get("/health", headers=given)).status_code == status
     assert (await http.get("/health", headers=wrong)).status_code == status
+
+
+async def test_ports_can_be_closed_to_those_without_the_token(
+    http: httpx.AsyncClient, e2b: E2B
+) -> None:
+    closed: SandboxNetworkOpts = {"allow_public_traffic": False}
+    async with await e2b.AsyncSandbox.create(timeout=60, network=closed) as sandbox:
+        assert (await sandbox.get_info()).network == {**NOTHING_SAID, **closed}
+        async with server_in(sandbox) as (port, _):
+            host = {"Host": sandbox.get_host(int(port))}
+            refused = await http.get("/", headers=host)
+            assert refused.status_code == 403
+            assert refused.json()["sandboxId"] == sandbox.sandbox_id
+            token = {"E2B-Traffic-Access-Token": sandbox.traffic_access_token or ""}
+            assert (await http.get("/", headers=host | token)).status_code == 200
+            async with upgraded(http, host) as (status, _):
+                assert status == 403
+
+
+async def test_who_knows_the_host_name_reaches_a_server_in_the_sandbox(
+    http: httpx.AsyncClient, sandbox: AsyncSandbox, engine: EngineAddress
+) -> None:
+    port_of_engine = httpx.URL(engine.api_url).port
+    async with server_in(sandbox) as (port, _):
+        host = sandbox.get_host(int(port))
+        assert host == f"{port}-{sandbox.sandbox_id}.localhost:{port_of_engine}"
+        answer = await http.get("/path?q=1", headers={"Host": host})
+        assert answer.text.startswith("GET /path?q=1 HTTP/1.1\r\n")
+        assert f"host: {host}\r\n" in answer.text.lower()
+
+
+async def test_a_server_can_be_shown_another_host_name(http: httpx.AsyncClient, e2b: E2B) -> None:
+    mask: SandboxNetworkOpts = {"mask_request_host": "${PORT}-app.example"}
+    sandbox = await e2b.AsyncSandbox.create(timeout=60, network=mask)
+    async with sandbox, server_in(sandbox) as (port, _):
+        answer = await http.get("/", headers={"Host": sandbox.get_host(int(port))})
+        assert f"host: {port}-app.example\r\n" in answer.text.lower()
+
+
+async def test_an_upgraded_connection_carries_bytes_both_ways(
+    http: httpx.AsyncClient, sandbox: AsyncSandbox
+) -> None:
+    async with server_in(sandbox) as (port, gone):
+        async with upgraded(http, {"Host": sandbox.get_host(int(port))}) as (status, stream):
+            assert status == 101
+            for data in (b"\x81\x02hi", bytes(300_000)):
+                await stream.send(data)
+                echo = b""
+                while len(echo) < len(data):
+                    echo += await stream.receive()
+                assert echo == data
+        with anyio.fail_after(10):
+            await gone.wait()
+
+
+async def test_an_upgraded_connection_ends_with_its_sandbox(
+    http: httpx.AsyncClient, e2b: E2B
+) -> None:
+    sandbox = await e2b.AsyncSandbox.create(timeout=60)
+    async with (
+        sandbox,
+        server_in(sandbox) as (port, _),
+        upgraded(http, {"Host": sandbox.get_host(int(port))}) as (status, stream),
+    ):
+        assert status == 101
+        await sandbox.pause()
+        with anyio.fail_after(10), pytest.raises((anyio.EndOfStream, ConnectionError)):
+            await stream.receive()
+
+
+@pytest.mark.parametrize(("port", "status"), [(ENVD, 401), ("49999", 403), ("1", 502)])
+async def test_what_cannot_be_upgraded_is_refused(
+    http: httpx.AsyncClient, sandbox: AsyncSandbox, port: str, status: int
+) -> None:
+    with_token = headers(sandbox, port) | {"Host": "localhost"}
+    for given, expected in (
+        ({"Host": sandbox.get_host(int(port))}, status),
+        ({"Host": "127.0.0.1"}, 404),
+        (with_token, 502),
+    ):
+        async with upgraded(http, given) as (refused, _):
+            assert refused == expected
+
+
+@asynccontextmanager
+async def upgraded(
+    http: httpx.AsyncClient, headers: dict[str, str]
+) -> AsyncIterator[tuple[int, SocketStream]]:
+    """The status of the answer, and the connection behind its head."""
+    lines = ["GET /socket HTTP/1.1", "Connection: Upgrade", "Upgrade: websocket"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    async with await anyio.connect_tcp(http.base_url.host, http.base_url.port or 80) as stream:
+        await stream.send("\r\n".join([*lines, "", ""]).encode())
+        head = b""
+        with anyio.fail_after(10):
+            while not head.endswith(b"\r\n\r\n"):
+                head += await stream.receive(1)
+        yield int(head.split()[1]), stream
 
 
 async def test_the_token_of_another_sandbox_does_not_open(

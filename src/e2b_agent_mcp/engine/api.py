@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
@@ -42,13 +43,18 @@ LARGEST_PAGE = 100
 CLIENT_ID = "e2b-agent-mcp"
 IDEMPOTENCY_KEY_LENGTH = 255
 
+_HOST = re.compile(r"(?:[A-Za-z0-9.-]|\$\{PORT\}){1,253}(?::(?:\d{1,5}|\$\{PORT\}))?")
+
 Answer = Callable[[Request], Awaitable[Response]]
 Json = dict[str, Any]  # a decoded body: nothing is known of it yet
 
 
-def create_api(orchestrator: Orchestrator) -> Starlette:
-    """The ASGI application; the front door has checked the API key."""
-    api = ControlPlane(orchestrator)
+def create_api(orchestrator: Orchestrator, domain: str) -> Starlette:
+    """The ASGI application; the front door has checked the API key.
+
+    `domain` is what SDKs put behind `{port}-{id}.` to name a port of a sandbox.
+    """
+    api = ControlPlane(orchestrator, domain)
     routes = [
         *_both("/sandboxes", api.create, "POST"),
         Route("/v2/sandboxes", api.list_page, methods=["GET"]),
@@ -88,8 +94,9 @@ _ABSENT = (
 class ControlPlane:
     """One method per call; each parses, asks the orchestrator, and words the answer."""
 
-    def __init__(self, orchestrator: Orchestrator) -> None:
+    def __init__(self, orchestrator: Orchestrator, domain: str) -> None:
         self._orchestrator = orchestrator
+        self._domain = domain
 
     async def create(self, request: Request) -> Response:
         body = await _body(request)
@@ -98,21 +105,24 @@ class ControlPlane:
         if key is not None and not 0 < len(key) <= IDEMPOTENCY_KEY_LENGTH:
             raise InvalidRequest("Idempotency-Key must have 1 to 255 characters")
         sandbox = await self._orchestrator.create(spec, idempotency_key=key)
-        return JSONResponse(_created(sandbox), 201)
+        return JSONResponse(self._created(sandbox), 201)
 
     def _spec(self, body: Json) -> SandboxSpec:
         template, snapshot = self._origin(str(body.get("templateID") or TEMPLATES[0]))
         for name in ("mcp", "iam", "volumeMounts"):
             if body.get(name):
                 raise NotSupported(f"{name} is not supported by the embedded engine")
+        network = _object(body, "network")
         return SandboxSpec(
             template=template,
             timeout=_timeout(body, "timeout"),
             snapshot=snapshot,
-            network=self._network(_object(body, "network"), body),
+            network=self._network(network, body),
             metadata=_string_map(body, "metadata"),
             env_vars=_string_map(body, "envVars"),
             lifecycle=_lifecycle(body),
+            public_traffic=_flag(network, "allowPublicTraffic", default=True),
+            mask_request_host=_host(network, "maskRequestHost"),
         )
 
     def _origin(self, asked: str) -> tuple[str, str | None]:
@@ -182,7 +192,7 @@ class ControlPlane:
             _timeout(body, "timeout"),
             restore_memory=_flag(body, "memory", default=True),
         )
-        return JSONResponse(_created(sandbox), 201 if resumed else 200)
+        return JSONResponse(self._created(sandbox), 201 if resumed else 200)
 
     async def resume(self, request: Request) -> Response:
         """The older call: like connect, but refuses a running sandbox."""
@@ -193,7 +203,8 @@ class ControlPlane:
 
     async def get(self, request: Request) -> Response:
         sandbox = self._orchestrator.find(request.path_params["id"])
-        return JSONResponse(self._described(sandbox) | _details(sandbox))
+        details = self._described(sandbox) | _details(sandbox) | {"domain": self._domain}
+        return JSONResponse(details)
 
     async def list_page(self, request: Request) -> Response:
         query = request.query_params
@@ -283,7 +294,7 @@ class ControlPlane:
 
     def _network(self, network: Json, asked: Json) -> NetworkPolicy:
         """`asked` has `allow_internet_access`: beside `network` in a create, in it later."""
-        for name in ("rules", "egressProxy", "dnsServers", "maskRequestHost", "httpsPorts"):
+        for name in ("rules", "egressProxy", "dnsServers", "httpsPorts"):
             if network.get(name):
                 raise NotSupported(f"network.{name} is not supported by the embedded engine")
         internet = _flag(asked, "allow_internet_access", default=True)
@@ -292,6 +303,18 @@ class ControlPlane:
             allow_out=_strings(network, "allowOut"),
             deny_out=_strings(network, "denyOut"),
         )
+
+    def _created(self, sandbox: Sandbox) -> Json:
+        return {
+            "templateID": sandbox.spec.template,
+            "alias": sandbox.spec.template,
+            "sandboxID": sandbox.id,
+            "clientID": CLIENT_ID,
+            "envdVersion": ENVD_VERSION,
+            "envdAccessToken": sandbox.envd_token,
+            "trafficAccessToken": sandbox.traffic_token,
+            "domain": self._domain,
+        }
 
     def _described(self, sandbox: Sandbox) -> Json:
         options = self._orchestrator.options
@@ -315,19 +338,6 @@ def error(code: int, message: str, headers: Mapping[str, str] | None = None) -> 
     return JSONResponse({"code": code, "message": message}, code, headers=headers)
 
 
-def _created(sandbox: Sandbox) -> Json:
-    return {
-        "templateID": sandbox.spec.template,
-        "alias": sandbox.spec.template,
-        "sandboxID": sandbox.id,
-        "clientID": CLIENT_ID,
-        "envdVersion": ENVD_VERSION,
-        "envdAccessToken": sandbox.envd_token,
-        "trafficAccessToken": sandbox.traffic_token,
-        "domain": None,
-    }
-
-
 def _snapshot_info(snapshot: Snapshot) -> Json:
     return {
         "snapshotID": snapshot.reference,
@@ -339,14 +349,16 @@ def _details(sandbox: Sandbox) -> Json:
     lifecycle = sandbox.spec.lifecycle
     details: Json = {
         "envdAccessToken": sandbox.envd_token,
-        "domain": None,
         "lifecycle": {"autoResume": lifecycle.auto_resume, "onTimeout": lifecycle.on_timeout},
         "allowInternetAccess": sandbox.network.internet,
         "network": {
             "allowOut": list(sandbox.network.allow_out),
             "denyOut": list(sandbox.network.deny_out),
+            "allowPublicTraffic": sandbox.spec.public_traffic,
         },
     }
+    if (mask := sandbox.spec.mask_request_host) is not None:
+        details["network"]["maskRequestHost"] = mask
     if sandbox.pause_mode is not None:
         details["pauseMode"] = sandbox.pause_mode
     return details
@@ -425,6 +437,13 @@ def _strings(body: Json, name: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise InvalidRequest(f"{name} must be a list of strings")
     return tuple(value)
+
+
+def _host(body: Json, name: str) -> str | None:
+    value = body.get(name)
+    if value is not None and not (isinstance(value, str) and _HOST.fullmatch(value)):
+        raise InvalidRequest(f"{name} must be a host name; ${{PORT}} in it stands for the port")
+    return value or None
 
 
 def _number(text: str | None, default: float) -> float:

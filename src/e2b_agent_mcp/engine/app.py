@@ -15,14 +15,17 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import JSONResponse, Response
 
 from .api import create_api, error
+from .guest.tunnel import refuse
 from .options import LOOPBACK_HOSTS
-from .router import SANDBOX_HOST, Router, target_of
+from .router import SANDBOX_HOST, Router, scope_of, target_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import h11
     from starlette.types import Receive, Scope, Send
 
+    from .guest.tunnel import Connection
     from .orchestrator import Orchestrator
 
 HEALTH_PATH = "/health"
@@ -34,12 +37,17 @@ class FrontDoor:
     """The engine's ASGI application."""
 
     def __init__(
-        self, orchestrator: Orchestrator, *, api_key: str, shutdown: Callable[[], None]
+        self,
+        orchestrator: Orchestrator,
+        *,
+        api_key: str,
+        domain: str,
+        shutdown: Callable[[], None],
     ) -> None:
         self._orchestrator = orchestrator
         self._api_key = api_key
         self._shutdown = shutdown
-        self._api = create_api(orchestrator)
+        self._api = create_api(orchestrator, domain)
         self._router = Router(orchestrator)
         self._closed = False
         self.in_flight = 0
@@ -76,6 +84,20 @@ class FrontDoor:
             await self._end(scope)(scope, receive, send)
         else:
             await self._api(scope, receive, send)
+
+    async def tunnel(self, request: h11.Request, client: Connection) -> None:
+        """An upgraded connection, which leads to a port of a sandbox or nowhere."""
+        scope = scope_of(request)
+        target = target_of(scope)
+        if self._closed or target is None or not _host_allowed(Headers(scope=scope)["host"]):
+            await refuse(client, 404, {"code": 404, "message": "There is nothing to upgrade to"})
+            return
+        self.in_flight += 1
+        try:
+            await self._router.tunnel(request, scope, client, target)
+        finally:
+            self.in_flight -= 1
+            self.last_request = self._orchestrator.clock.now()
 
     def _health(self, scope: Scope) -> Response:
         """Proves to who knows the key that this is the engine, without hearing the key."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anyio.abc import SocketStream
 
 ENVD_PORT: Final = 49983
+INTERPRETER_PORT: Final = 49999
 MAX_HEAD = 64 * 1024  # bytes
 MAX_ANSWER = 1024 * 1024  # bytes; of an answer read whole
 CHUNK = 64 * 1024  # bytes

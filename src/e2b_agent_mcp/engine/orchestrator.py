@@ -47,6 +47,7 @@ from .sandbox import (
     SandboxSpec,
     State,
     new_id,
+    socket_name,
 )
 from .snapshots import Snapshot, Snapshots
 from .spares import Spares
@@ -277,7 +278,7 @@ class Orchestrator:
             id=sandbox_id,
             spec=spec,
             home=self.options.homes_dir / sandbox_id,
-            socket_path=self.options.engine_dir / f"{sandbox_id}.sock",
+            socket_path=self.options.engine_dir / f"{socket_name(sandbox_id)}.sock",
             network=spec.network,
             started_at=now,
             end_at=now + spec.timeout,
@@ -496,7 +497,7 @@ class Orchestrator:
 
     @asynccontextmanager
     async def _machine(self, sandbox: Sandbox, stopped: anyio.Event) -> AsyncIterator[Machine]:
-        egress_dir = self.options.engine_dir / f"{sandbox.id}.net"
+        egress_dir = self.options.engine_dir / f"{socket_name(sandbox.id)}.net"
         with _folder(egress_dir), _listener(sandbox.socket_path) as listener:
             endpoints = self._host.package_index.endpoints()
             async with EgressProxy(egress_dir / "proxy.sock", sandbox.network, endpoints) as egress:

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from .egress import NetworkPolicy
-from .sandbox import Lifecycle, PauseMode, Sandbox, SandboxSpec, State
+from .sandbox import Lifecycle, PauseMode, Sandbox, SandboxSpec, State, socket_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,7 +97,7 @@ def from_record(sandbox_id: str, record: Json, options: EngineOptions, now: floa
         id=sandbox_id,
         spec=spec,
         home=options.homes_dir / sandbox_id,
-        socket_path=options.engine_dir / f"{sandbox_id}.sock",
+        socket_path=options.engine_dir / f"{socket_name(sandbox_id)}.sock",
         network=_network(record["network"]),
         started_at=float(record["started_at"]),
         end_at=float(record["end_at"]),
@@ -118,6 +118,8 @@ def _spec(record: Json) -> SandboxSpec:
         snapshot=record["snapshot"],
         network=_network(record["network"]),
         metadata=record["metadata"],
+        public_traffic=record["public_traffic"],
+        mask_request_host=record["mask_request_host"],
         env_vars=record["env_vars"],
         lifecycle=Lifecycle(
             on_timeout=lifecycle["on_timeout"],

@@ -2,7 +2,9 @@
 
 Rules:
 - The sandbox and its port come from headers, else from the host name `{port}-{id}.…`, else
-  (a signed file URL names neither) from the signature. Every request proves that it may enter.
+  (a signed file URL names neither) from the signature. Every request proves that it may enter;
+  for a port of the user's own, knowing the sandbox's id is proof enough, unless it was created
+  with `allow_public_traffic` false.
 - Bytes only: bodies stream in both directions, each waits for the slower side, none is kept.
 - When the client goes, the guest's connection closes at once. When the guest breaks off, the
   client's connection is aborted: an answer that was cut never looks complete.
@@ -10,6 +12,8 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import time
 import urllib.parse
@@ -23,8 +27,9 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
 from .api import error
-from .connection import ENVD_PORT, GuestConnection, GuestGone, connect
+from .connection import ENVD_PORT, INTERPRETER_PORT, GuestConnection, GuestGone, connect
 from .errors import Refusal, SandboxNotFound
+from .guest.tunnel import Connection, join, refuse, write_head
 from .sandbox import Operation, PauseMode, Sandbox, State
 
 if TYPE_CHECKING:
@@ -95,25 +100,53 @@ class Router:
         sandbox = self._orchestrator.find(target.sandbox_id)
         if entry.path in HOST_ONLY_PATHS and target.port == ENVD_PORT:
             return error(403, f"{entry.path} is not open to clients")
-        if entry.holds_token_of(sandbox):
+        if entry.may_enter(sandbox):
             return sandbox
         if entry.signed_by(sandbox):
             return entry.expired() or sandbox
-        return _unauthorized()
+        return _unauthorized() if entry.port == ENVD_PORT else _forbidden(sandbox.id)
+
+    async def _awaken(self, sandbox: Sandbox) -> JSONResponse | None:
+        """Sees to it that the sandbox runs, or says why it does not."""
+        if sandbox.state is State.RUNNING:
+            return None
+        if not sandbox.spec.lifecycle.auto_resume or sandbox.pause_mode is not PauseMode.FULL:
+            return not_found(sandbox.id)
+        try:
+            await self._orchestrator.wake(sandbox)
+        except SandboxNotFound:
+            raise
+        except Refusal as exc:
+            return _bad_gateway(sandbox.id, exc.message)
+        return None
+
+    async def tunnel(
+        self, request: h11.Request, scope: Scope, client: Connection, target: Target
+    ) -> None:
+        entry = _Entry.of(scope, target.port)
+        try:
+            sandbox = self._admit(target, entry)
+            refusal = sandbox if isinstance(sandbox, JSONResponse) else await self._awaken(sandbox)
+        except SandboxNotFound:
+            refusal = not_found(target.sandbox_id or "")
+        if refusal is not None:
+            await refuse(client, refusal.status_code, json.loads(bytes(refusal.body)))
+            return
+        assert isinstance(sandbox, Sandbox)
+        with _listed(sandbox.exchanges):
+            guest = Connection(*await asyncio.open_unix_connection(sandbox.socket_path))
+            try:
+                guest.writer.write(write_head(_upgrade_head(request, sandbox, target.port)))
+                await join(client, guest)
+            finally:
+                guest.writer.close()
 
     async def _forward(
         self, sandbox: Sandbox, entry: _Entry, scope: Scope, receive: Receive, send: Send
     ) -> JSONResponse | None:
-        if sandbox.state is State.PAUSED:
-            if not sandbox.spec.lifecycle.auto_resume or sandbox.pause_mode is not PauseMode.FULL:
-                return not_found(sandbox.id)
-            try:
-                await self._orchestrator.wake(sandbox)
-            except SandboxNotFound:
-                raise
-            except Refusal as exc:
-                return _bad_gateway(sandbox.id, exc.message)
-        passage = _Passage(scope, receive, send)
+        if (refusal := await self._awaken(sandbox)) is not None:
+            return refusal
+        passage = _Passage(sandbox, scope, receive, send)
         with _listed(sandbox.exchanges):
             try:
                 async with connect(sandbox.socket_path) as guest:
@@ -153,10 +186,13 @@ class _Entry:
             traffic_token=headers.get("e2b-traffic-access-token"),
         )
 
-    def holds_token_of(self, sandbox: Sandbox) -> bool:
+    def may_enter(self, sandbox: Sandbox) -> bool:
         if sandbox.accepts_envd(self.envd_token):
             return True
-        return self.port != ENVD_PORT and sandbox.accepts_traffic(self.traffic_token)
+        if self.port == ENVD_PORT:
+            return False
+        public = self.port != INTERPRETER_PORT and sandbox.spec.public_traffic
+        return public or sandbox.accepts_traffic(self.traffic_token)
 
     def signed_by(self, sandbox: Sandbox) -> bool:
         operation = OPERATIONS.get(self.method)
@@ -184,7 +220,8 @@ class _Entry:
 class _Passage:
     """One request on its way in and its answer on the way out."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, sandbox: Sandbox, scope: Scope, receive: Receive, send: Send) -> None:
+        self._sandbox = sandbox
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -193,7 +230,7 @@ class _Passage:
         self.client_gone = False
 
     async def run(self, guest: GuestConnection, port: int) -> None:
-        await guest.send(_request_head(self._scope, port))
+        await guest.send(_request_head(self._scope, self._sandbox, port))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._carry_in, guest, tasks.cancel_scope)
             with suppress(GuestGone):
@@ -247,11 +284,46 @@ def _unauthorized() -> JSONResponse:
     return error(401, "The access token or signature of the sandbox is missing or wrong")
 
 
-def _request_head(scope: Scope, port: int) -> h11.Request:
-    headers = [(k, v) for k, v in scope["headers"] if k not in _NOT_FOR_THE_GUEST]
+def _forbidden(sandbox_id: str) -> JSONResponse:
+    message = "The traffic access token of the sandbox is missing or wrong"
+    return JSONResponse({"sandboxId": sandbox_id, "message": message, "code": 403}, 403)
+
+
+def scope_of(request: h11.Request) -> Scope:
+    """As uvicorn makes one, of what is needed here."""
+    raw_path, _, query_string = request.target.partition(b"?")
+    return {
+        "type": "http",
+        "method": request.method.decode("ascii"),
+        "path": urllib.parse.unquote(raw_path.decode("ascii")),
+        "raw_path": raw_path,
+        "query_string": query_string,
+        "headers": list(request.headers),
+    }
+
+
+def _upgrade_head(request: h11.Request, sandbox: Sandbox, port: int) -> h11.Request:
+    upgrade = [(k, v) for k, v in request.headers if k in (b"connection", b"upgrade")]
+    headers = _headers_for_guest(request.headers, sandbox, port) + upgrade
+    return h11.Request(method=request.method, target=request.target, headers=headers)
+
+
+def _headers_for_guest(
+    headers: Iterable[tuple[bytes, bytes]], sandbox: Sandbox, port: int
+) -> list[tuple[bytes, bytes]]:
+    kept = [(k, v) for k, v in headers if k not in _NOT_FOR_THE_GUEST]
+    if mask := sandbox.spec.mask_request_host:
+        host = mask.replace("${PORT}", str(port)).encode()
+        kept = [(k, host if k == b"host" else v) for k, v in kept]
+    named = (b"e2b-sandbox-id", sandbox.id.encode()), (b"e2b-sandbox-port", str(port).encode())
+    return [*kept, *named]
+
+
+def _request_head(scope: Scope, sandbox: Sandbox, port: int) -> h11.Request:
+    headers = _headers_for_guest(scope["headers"], sandbox, port)
     if any(k == b"transfer-encoding" for k, _ in scope["headers"]):
         headers.append((b"transfer-encoding", b"chunked"))
-    headers += [(b"e2b-sandbox-port", str(port).encode()), (b"connection", b"close")]
+    headers.append((b"connection", b"close"))
     target = scope["raw_path"]
     if scope["query_string"]:
         target += b"?" + scope["query_string"]

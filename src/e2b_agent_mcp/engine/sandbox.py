@@ -64,6 +64,8 @@ class SandboxSpec:
     metadata: Mapping[str, str] = field(default_factory=dict)
     env_vars: Mapping[str, str] = field(default_factory=dict, repr=False)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    public_traffic: bool = True  # its own ports are open to who knows its id
+    mask_request_host: str | None = None  # what its own servers see as their host
 
 
 class Sample(NamedTuple):
@@ -133,6 +135,11 @@ class Sandbox:
 def new_id(first: str) -> str:
     """As E2B's: also part of a host name, so small letters and digits alone."""
     return first + "".join(secrets.choice(_ID_ALPHABET) for _ in range(20))
+
+
+def socket_name(sandbox_id: str) -> str:
+    """All users of the host can read the paths of sockets, and knowing an id opens ports."""
+    return hashlib.sha256(sandbox_id.encode()).hexdigest()[: len(sandbox_id)]
 
 
 def _same(given: str | None, expected: str) -> bool:

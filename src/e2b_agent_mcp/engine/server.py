@@ -12,6 +12,7 @@ import secrets
 import signal
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -20,6 +21,7 @@ import uvicorn
 from .app import FrontDoor
 from .discovery import EngineAddress, locked, write_runtime
 from .errors import StartError
+from .guest.tunnel import UpgradedConnection
 from .host import Host, prepare_host
 from .isolation import Nest, Zygotes
 from .orchestrator import Orchestrator
@@ -63,7 +65,12 @@ async def _serve(
                 _zygotes(options, host) as zygotes,
                 Orchestrator(options, host, zygotes=zygotes) as orchestrator,
             ):
-                door = FrontDoor(orchestrator, api_key=address.api_key, shutdown=life.cancel)
+                door = FrontDoor(
+                    orchestrator,
+                    api_key=address.api_key,
+                    domain=f"localhost:{listener.getsockname()[1]}",
+                    shutdown=life.cancel,
+                )
                 server = _Server(door)
                 tasks.start_soon(server.serve, [listener])
                 await server.up.wait()
@@ -98,7 +105,8 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http="h11",
-                ws="none",
+                # uvicorn's hint asks for a class; it calls whatever it is given.
+                ws=partial(UpgradedConnection, app.tunnel),  # type: ignore[arg-type]
                 lifespan="off",
                 log_config=None,
                 access_log=False,

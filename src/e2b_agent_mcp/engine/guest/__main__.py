@@ -9,16 +9,18 @@ import socket
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 import anyio
 import uvicorn
 
 from . import relay
-from .app import create_app
+from .app import create_app, create_tunnel
 from .config import Environment, GuestConfig
 from .home import prepare_home
 from .interpreter.nursery import Nursery
 from .limits import apply_limits
+from .tunnel import UpgradedConnection
 
 STANDARD_FDS = frozenset({0, 1, 2})
 UMASK = 0o022
@@ -56,7 +58,8 @@ def serve(options: Namespace, nursery: Nursery | None = None) -> None:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            ws="none",
+            # uvicorn's hint asks for a class; it calls whatever it is given.
+            ws=partial(UpgradedConnection, create_tunnel().serve),  # type: ignore[arg-type]
             timeout_graceful_shutdown=GOODBYE,
             timeout_keep_alive=3600,  # seconds; the engine decides, it is the only client
         )

@@ -16,10 +16,15 @@ from .envd.app import create_envd
 from .interpreter.app import create_interpreter
 from .interpreter.nursery import Nursery
 from .proxy import PortProxy
+from .tunnel import PortTunnel
 
 PORT_HEADER = "e2b-sandbox-port"
 ENVD_PORT = 49983
 INTERPRETER_PORT = 49999
+
+
+def create_tunnel() -> PortTunnel:
+    return PortTunnel(frozenset({ENVD_PORT, INTERPRETER_PORT}))
 
 
 def create_app(
@@ -37,7 +42,7 @@ def create_app(
                 await running.enter_async_context(service.router.lifespan_context(service))
             yield
 
-    door = Door(services, PortProxy(config.sandbox_id))
+    door = Door(services, PortProxy())
     return Starlette(routes=[Mount("/", door)], lifespan=lifespan)
 
 

@@ -25,7 +25,6 @@ class GuestConfig:
 
     home: Path = Path("/home/user")
     user: str = "user"
-    sandbox_id: str = "local"
     python: Path = Path("/home/user/.venv/bin/python")
     site: Path = Path("/opt/e2b/site")
     relay_socket: Path = Path("/run/egress/proxy.sock")
@@ -45,7 +44,6 @@ class GuestConfig:
         defaults = cls()
         parser.add_argument("--home", type=Path, default=defaults.home)
         parser.add_argument("--user", default=defaults.user)
-        parser.add_argument("--sandbox-id", default=defaults.sandbox_id)
         parser.add_argument("--python", type=Path, default=defaults.python)
         parser.add_argument("--site", type=Path, default=defaults.site)
         parser.add_argument("--relay-socket", type=Path, default=defaults.relay_socket)

@@ -10,6 +10,7 @@ from contextlib import suppress
 import anyio
 import h11
 from anyio.abc import SocketStream
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,14 +33,11 @@ HOP_BY_HOP = frozenset(
 
 
 class PortProxy:
-    def __init__(self, sandbox_id: str) -> None:
-        self._sandbox_id = sandbox_id
-
     def to(self, port: int) -> ASGIApp:
         async def forward(scope: Scope, receive: Receive, send: Send) -> None:
             stream = await _connect(port)
             if stream is None:
-                answer = self._bad_gateway("The sandbox is running but port is not open")
+                answer = _bad_gateway(scope, "The sandbox is running but port is not open")
                 await answer(scope, receive, send)
                 return
             exchange = _Exchange(stream)
@@ -47,7 +45,7 @@ class PortProxy:
                 tasks.start_soon(exchange.send_request, scope, receive, tasks.cancel_scope)
                 head = await exchange.receive_head()
                 if head is None:
-                    answer = self._bad_gateway(f"The server on port {port} gave no answer")
+                    answer = _bad_gateway(scope, f"The server on port {port} gave no answer")
                     await answer(scope, receive, send)
                 else:
                     await _relay(head, exchange.body(), send)
@@ -55,9 +53,10 @@ class PortProxy:
 
         return forward
 
-    def _bad_gateway(self, message: str) -> JSONResponse:
-        body = {"sandboxId": self._sandbox_id, "message": message, "code": 502}
-        return JSONResponse(body, 502)
+
+def _bad_gateway(scope: Scope, message: str) -> JSONResponse:
+    sandbox_id = Headers(scope=scope).get("e2b-sandbox-id", "")
+    return JSONResponse({"sandboxId": sandbox_id, "message": message, "code": 502}, 502)
 
 
 async def _connect(port: int) -> SocketStream | None:

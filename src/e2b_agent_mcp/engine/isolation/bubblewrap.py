@@ -117,8 +117,7 @@ def build_command(spec: BoxSpec, kernel: str, kills: str = "") -> list[str]:
     """
     if spec.command is not None:
         return list(spec.command)
-    command = [*spec.template.command, "--sandbox-id", spec.sandbox_id]
-    command += ["--limits", spec.limits.to_json(kernel)]
+    command = [*spec.template.command, "--limits", spec.limits.to_json(kernel)]
     if kills:
         command += ["--kills", kills]
     if spec.listener is not None:
