@@ -31,7 +31,8 @@ LAYERS = {
     "tasks": {"lifecycle", "agent", "pool"},
     "agent": {"lifecycle", "pool", "connection"},  # for programs that have no server
     "rendering": {"lifecycle", "pool"},
-    "lifecycle": {"pool", "connection"},
+    "lifecycle": {"pool", "connection", "costs"},
+    "costs": {"pool"},
     "pool": set[str](),
     "settings": set[str](),
     "errors": set[str](),

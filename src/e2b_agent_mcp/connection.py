@@ -33,6 +33,7 @@ class E2BParams:
     api_url: str | None = None
     sandbox_url: str | None = None
     proxy: str | None = None
+    billed: bool = True  # at E2B's prices, where the settings name none
 
 
 class Connect(Protocol):
@@ -66,12 +67,22 @@ def _configured(e2b: E2BSettings, api_key: Secret) -> E2BParams:
         api_url=e2b.api_url,
         sandbox_url=e2b.sandbox_url,
         proxy=None if local else e2b.proxy,
+        billed=not local,
     )
 
 
 def tasks_dir(settings: Settings) -> Path:
     """Where tasks are kept: beside what the engine keeps, which need not be in use."""
-    return (settings.engine.state_dir or engine_options(settings).state_dir) / "tasks"
+    return _state_dir(settings) / "tasks"
+
+
+def ledger_dir(settings: Settings) -> Path:
+    """Where it is kept what was spent: for all servers of this user."""
+    return _state_dir(settings) / "ledger"
+
+
+def _state_dir(settings: Settings) -> Path:
+    return settings.engine.state_dir or engine_options(settings).state_dir
 
 
 def engine_options(settings: Settings) -> "EngineOptions":
@@ -111,7 +122,10 @@ async def _embedded(settings: Settings, on_progress: Progress | None) -> E2BPara
     if failure is not None:
         raise _unavailable(failure) from failure
     return E2BParams(
-        api_key=Secret(address.api_key), api_url=address.api_url, sandbox_url=address.sandbox_url
+        api_key=Secret(address.api_key),
+        api_url=address.api_url,
+        sandbox_url=address.sandbox_url,
+        billed=False,
     )
 
 

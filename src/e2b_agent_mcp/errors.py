@@ -6,6 +6,7 @@
     ├── NotFoundError                  not_found: no such file, session or context
     ├── PathNotAllowedError            path_not_allowed: a host path outside the allowed folders
     ├── TooLargeError                  too_large: over a size limit, which the message names
+    ├── MonthlyBudgetError             monthly_budget: what may be spent in a month is spent
     ├── SandboxError                   sandbox_error: E2B refused, reason in the message
     │   ├── AuthenticationError        authentication: the E2B key was rejected
     │   ├── SandboxUnavailableError    sandbox_unavailable: none could be created or reached
@@ -65,6 +66,10 @@ class PathNotAllowedError(E2BAgentError):
 
 class TooLargeError(E2BAgentError):
     code = "too_large"
+
+
+class MonthlyBudgetError(E2BAgentError):
+    code = "monthly_budget"
 
 
 class SandboxError(E2BAgentError):

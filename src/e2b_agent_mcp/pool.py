@@ -52,6 +52,14 @@ def new_metadata(key: SessionKey, *, instance: str, generation: int) -> dict[str
     return {**of_session(key), "instance": instance, "generation": str(generation)}
 
 
+def scope_of(metadata: Mapping[str, str]) -> SessionKey | None:
+    """Whose sandboxes all carry this metadata: a session's, or an owner's (with an empty name);
+    None for any other choice."""
+    if "owner" not in metadata or not metadata.keys() <= {_TAG, "owner", "session"}:
+        return None
+    return SessionKey(metadata["owner"], metadata.get("session", ""))
+
+
 def creation_of(metadata: Mapping[str, str]) -> str:
     """What tells one creation of a session's sandbox from every other."""
     return f"{metadata.get('instance', '')}-{metadata.get('generation', '')}"

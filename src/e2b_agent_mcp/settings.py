@@ -92,6 +92,30 @@ class SandboxSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CostSettings:
+    """What sandboxes cost, and what may be spent in a calendar month (UTC), models included."""
+
+    vcpu_second: float | None = option(
+        None, "US dollars per vCPU and second; unset: E2B's 0.000014, nothing on this machine"
+    )
+    gib_second: float | None = option(
+        None, "US dollars per GiB of memory and second; unset: E2B's 0.0000045, likewise"
+    )
+    owner_budget: float | None = option(
+        None, "US dollars that one owner may spend in a month; then no new work starts"
+    )
+    owner_warning: float | None = option(
+        None, "US dollars of an owner in a month from which on results warn"
+    )
+    budget: float | None = option(
+        None, "US dollars that all owners may spend in a month; then no new work starts"
+    )
+    warning: float | None = option(
+        None, "US dollars of all owners in a month from which on results warn"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """One execution of code or of a command. Seconds."""
 
@@ -204,6 +228,7 @@ class Settings:
 
     e2b: E2BSettings = field(default_factory=E2BSettings)
     sandboxes: SandboxSettings = field(default_factory=SandboxSettings)
+    costs: CostSettings = field(default_factory=CostSettings)
     runs: RunSettings = field(default_factory=RunSettings)
     outputs: OutputSettings = field(default_factory=OutputSettings)
     files: FileSettings = field(default_factory=FileSettings)

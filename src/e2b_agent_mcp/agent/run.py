@@ -325,6 +325,11 @@ class AgentRunner:
 
     # The run's state.
 
+    @property
+    def spent(self) -> Usage:
+        """What its model has cost so far."""
+        return self._llm.spent
+
     def _usage(self) -> Usage:
         if self._started is None:
             return Usage()

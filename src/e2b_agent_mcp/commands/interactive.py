@@ -125,7 +125,7 @@ class Conversation:
 
     def files(self, folder: str = HOME) -> None:
         async def listing() -> list[FileInfo]:
-            async with self._manager.lease(self._request.key) as lease:
+            async with self._manager.lease(self._request.key, use="read") as lease:
                 return await lease.list_files(folder)
 
         shown = [info for info in self._portal.call(listing) if not _is_hidden(info)]
@@ -137,7 +137,7 @@ class Conversation:
 
     def get(self, path: str, target: str = "") -> None:
         async def fetch() -> bytes:
-            async with self._manager.lease(self._request.key) as lease:
+            async with self._manager.lease(self._request.key, use="read") as lease:
                 return await lease.read_file(path)
 
         # The name alone: a sandbox must not choose a folder of this machine.

@@ -44,6 +44,7 @@ class Access:
         self.session = session.key.name
         self.state = state  # may change with the first call, as `lost` and the sandbox
         self.lost = lost  # for the model: what the session lost since its last lease
+        self.warning = ""  # for the caller: a budget is nearly spent
         self._session = session
         self._control = control
         self._settings = settings

@@ -26,7 +26,14 @@ from e2b_agent_mcp.errors import (
     sandbox_errors,
 )
 from e2b_agent_mcp.lifecycle.transitions import Transitions
-from e2b_agent_mcp.pool import RETRY_DELAYS, Candidate, SessionKey, creation_of, new_metadata
+from e2b_agent_mcp.pool import (
+    RETRY_DELAYS,
+    Candidate,
+    SessionKey,
+    creation_of,
+    new_metadata,
+    scope_of,
+)
 from e2b_agent_mcp.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,6 +68,7 @@ class Control:
     def __init__(self, settings: Settings, connect: Connect, transitions: Transitions) -> None:
         self._settings = settings
         self._connect = connect
+        self._transitions = transitions
         self._tell = transitions.tell
         self._params: E2BParams | None = None
         self._sandboxes: type[AsyncSandbox] | None = None
@@ -76,6 +84,11 @@ class Control:
         """
         if self._sandboxes is None or time.monotonic() - self._used_at > ADDRESS_AGE:
             await self._reconnect(self._sandboxes, on_progress)
+
+    @property
+    def is_billed(self) -> bool:
+        """Whether E2B's prices apply there."""
+        return self._params is not None and self._params.billed
 
     def serves(self, handle: "AsyncSandbox") -> bool:
         """False for a handle made before E2B's address changed."""
@@ -102,6 +115,7 @@ class Control:
         doing = "creating a sandbox"
         started = time.monotonic()
         self._tell("creating", key=key, creation=creation, life=self._life)
+        await self._transitions.settle()
         try:
             handle = await bounded(doing, limit, lambda: self._call(doing, create, limit=limit))
         except E2BAgentError as exc:
@@ -118,23 +132,28 @@ class Control:
         )
         return handle
 
-    async def open(self, sandbox_id: str, *, paused: bool = False) -> "AsyncSandbox":
-        """A handle of a running or paused sandbox, which is resumed, with a whole life ahead."""
+    async def open(
+        self, sandbox_id: str, *, paused: bool = False, extend: bool = True
+    ) -> "AsyncSandbox":
+        """A handle of a running or paused sandbox, which is resumed, with a whole life ahead;
+        without `extend`, of a running one with the life that it has."""
         limit = self._settings.sandboxes.create_timeout
 
         async def connect(sandboxes: "type[AsyncSandbox]") -> "AsyncSandbox":
-            handle = await sandboxes.connect(sandbox_id, timeout=self._life, request_timeout=limit)
+            handle = await sandboxes.connect(sandbox_id, timeout=life, request_timeout=limit)
             # E2B declares the base class here, and returns the class it was called on.
             return cast("AsyncSandbox", handle)
 
+        # Connecting never shortens a life, and some servers do not lengthen it either.
+        life = self._life if extend else 1
         started = time.monotonic()
         handle = await self._call("connecting to a sandbox", connect, limit=limit)
         if handle.sandbox_id != sandbox_id:
             raise SandboxLostError("E2B answered with another sandbox than the one asked for.")
         took = time.monotonic() - started
-        self._tell("resumed" if paused else "connected", sandbox_id, life=self._life, took=took)
-        # Connecting never shortens a life, and some servers do not lengthen it either.
-        await self.extend(sandbox_id)
+        self._tell("resumed" if paused else "connected", sandbox_id, life=life, took=took)
+        if extend:
+            await self.extend(sandbox_id)
         return handle
 
     async def find(self, metadata: dict[str, str]) -> list[Candidate]:
@@ -149,9 +168,13 @@ class Control:
                 found += map(_candidate, await pages.next_items())
             return found
 
+        started = time.monotonic()
         found = await self._call("listing sandboxes", find)
         # A server that ignores the query must not hand us the sandboxes of others.
-        return [self._seen(item) for item in found if metadata.items() <= item.metadata.items()]
+        found = [item for item in found if metadata.items() <= item.metadata.items()]
+        took = time.monotonic() - started
+        self._tell("seen", key=scope_of(metadata), candidates=tuple(found), took=took)
+        return found
 
     async def inspect(self, sandbox_id: str) -> Candidate | None:
         """The sandbox as E2B has it; None when it has ended."""
@@ -161,7 +184,9 @@ class Control:
             )
         except SandboxLostError:
             return None
-        return self._seen(_candidate(info))
+        candidate = _candidate(info)
+        self._tell("seen", sandbox_id, candidates=(candidate,))
+        return candidate
 
     async def extend(self, sandbox_id: str) -> bool:
         """A whole life from now on; False when the sandbox is not running."""
@@ -181,10 +206,6 @@ class Control:
         if killed:
             self._tell("killed", sandbox_id)
         return killed
-
-    def _seen(self, candidate: Candidate) -> Candidate:
-        self._tell("seen", candidate.sandbox_id, key=candidate.key, candidate=candidate)
-        return candidate
 
     @property
     def _life(self) -> int:

@@ -68,7 +68,8 @@ class Lease(Files, Stopping):
     """Exclusive use of a session's sandbox, from `SandboxManager.lease`; ends with its block.
 
     `session` and `sandbox_id` say where; `state` (`created`, `reused`, `resumed`, `recreated`) and
-    `lost` say what became of the session since its last lease, in words that a model can read.
+    `lost` say what became of the session since its last lease, in words that a model can read;
+    `warning`, that a budget is nearly spent.
     Each is one request to the sandbox, but the first run of a new sandbox, which waits for its
     interpreter. Errors: `SandboxLostError` when the sandbox is gone for good, `SandboxError` when
     E2B fails or refuses, `NotFoundError` and `TooLargeError` for files.

@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
@@ -27,8 +27,10 @@ from typing import TYPE_CHECKING, Literal, Self
 import anyio
 from anyio.abc import TaskGroup
 
-from e2b_agent_mcp.connection import Connect, Progress, e2b_params
+from e2b_agent_mcp.connection import Connect, Progress, e2b_params, ledger_dir
+from e2b_agent_mcp.costs import Spending, Spent, Verdict
 from e2b_agent_mcp.errors import E2BAgentError, SandboxLostError, SandboxUnavailableError
+from e2b_agent_mcp.lifecycle.accounts import Accounts
 from e2b_agent_mcp.lifecycle.control import Control
 from e2b_agent_mcp.lifecycle.lease import Lease
 from e2b_agent_mcp.lifecycle.session import Session
@@ -59,11 +61,16 @@ SWEEP_INTERVAL = 3600.0  # seconds
 
 @dataclass(frozen=True, kw_only=True)
 class SessionInfo:
+    """A session's sandbox, and what the session has spent this month."""
+
     name: str
     sandbox_id: str
     state: Literal["running", "paused"]
     started_at: datetime
     end_at: datetime
+    vcpus: int
+    memory_mb: int
+    spent: Spent = Spent()
 
 
 class SandboxManager:
@@ -88,7 +95,10 @@ class SandboxManager:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
-        self._transitions = Transitions()
+        self._accounts = Accounts(
+            settings, partial(ledger_dir, settings), lambda: self._control.is_billed
+        )
+        self._transitions = Transitions(self._accounts.observe, settle=self._accounts.settle)
         connect = connect or partial(e2b_params, settings)
         self._control = Control(settings, connect, self._transitions)
         self._clock = clock
@@ -101,7 +111,9 @@ class SandboxManager:
         self._tasks: TaskGroup | None = None
 
     async def __aenter__(self) -> Self:
+        self._stack.push_async_callback(self._accounts.aclose)
         self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        self._tasks.start_soon(self._accounts.keep_writing)
         return self
 
     async def __aexit__(
@@ -122,26 +134,42 @@ class SandboxManager:
 
     @asynccontextmanager
     async def lease(
-        self, key: SessionKey | str, *, on_progress: Progress | None = None
+        self,
+        key: SessionKey | str,
+        *,
+        use: Literal["work", "read"] = "work",
+        on_progress: Progress | None = None,
     ) -> AsyncIterator[Lease]:
         """Exclusive use of the session's sandbox; waits for the session's earlier leases, so one
         task must not lease a session twice. `lease.state` and `lease.lost` tell whether the sandbox
         is new, and what that cost the session.
 
         The sandbox does not end while it is leased, and lives `sandboxes.idle_after` afterwards.
+
+        Raises `MonthlyBudgetError` when a budget of `costs.*` is spent; only a lease to `read`
+        files is then still given, of a sandbox that runs anyway, and does not lengthen its life.
+        `lease.warning` has words for the caller when a budget is nearly spent.
         """
         key = self._key(key)
         session = self._session(key)
         asked = time.monotonic()
         async with session.turn:
-            lease = await self._open(session, on_progress)
+            verdict = await self._accounts.verdict(key.owner)
+            if verdict.refusal:
+                if use == "work":
+                    verdict.check()
+                lease = await self._open_to_read(session, verdict)
+            else:
+                lease = await self._open(session, on_progress)
+            lease.warning = verdict.warning
             leased = time.monotonic()
             self._transitions.tell(
                 "leased", lease.sandbox_id, key=key, outcome=lease.state, took=leased - asked
             )
             self._look_after(key.owner)
             beating = anyio.CancelScope()
-            self._running.start_soon(self._keep_alive, session, lease, beating)
+            if not verdict.refusal:
+                self._running.start_soon(self._keep_alive, session, lease, beating)
             try:
                 yield lease
             finally:
@@ -149,6 +177,8 @@ class SandboxManager:
                 lease.close()
                 held = time.monotonic() - leased
                 self._transitions.tell("released", lease.sandbox_id, key=key, took=held)
+            if verdict.refusal:
+                return
             if session.slot.sandbox_id and self._pool.must_extend(session.slot, self._clock()):
                 await self._try_to_extend(session, lease.sandbox_id)
 
@@ -157,8 +187,22 @@ class SandboxManager:
 
         One request to E2B. Without an `owner`, those that are given by their name alone.
         """
-        found = await self._control.find(owned_by(owner or self._settings.local_owner))
-        return [_session_info(candidate) for candidate in by_session(found)]
+        owner = owner or self._settings.local_owner
+        found = await self._control.find(owned_by(owner))
+        spent = (await self._accounts.spending(owner)).sessions
+        return [
+            replace(_session_info(item), spent=spent.get(item.session, Spent()))
+            for item in by_session(found)
+        ]
+
+    async def spending(self, owner: str | None = None, *, month: str | None = None) -> Spending:
+        """What the owner's sessions have spent in a calendar month ("2026-11", in UTC; without one
+        in this one), as far as servers of this user on this machine know. Asks E2B nothing."""
+        return await self._accounts.spending(owner or self._settings.local_owner, month)
+
+    def account_model(self, key: SessionKey, *, usd: float, tokens: int) -> None:
+        """Counts what a language model cost in the session; on disk moments later."""
+        self._accounts.used_model(key, usd=usd, tokens=tokens)
 
     async def end_session(self, key: SessionKey | str) -> bool:
         """Ends the session's sandbox at once, under a running call too; False if it had none.
@@ -247,6 +291,27 @@ class SandboxManager:
             elif session.unsettled:
                 raise SandboxUnavailableError(note, hint="Wait a moment and try again.")
         return lease
+
+    async def _open_to_read(self, session: Session, verdict: Verdict) -> Lease:
+        """A lease that costs nothing: of a sandbox that runs anyway, which it does not extend."""
+        found = choose(await self._control.find(of_session(session.key)))
+        if found is None or found.paused:
+            verdict.check()
+        assert found is not None
+        handle = await self._control.open(found.sandbox_id, extend=False)
+
+        async def reopen() -> Lease:
+            return await self._open_to_read(session, verdict)
+
+        return Lease(
+            session,
+            self._control,
+            self._settings,
+            handle,
+            state="reused",
+            lost="",
+            reopen=reopen,
+        )
 
     async def _acquire(self, session: Session, on_progress: Progress | None) -> Lease:
         state = await self._reuse(session) or await self._find(session)
@@ -406,4 +471,6 @@ def _session_info(candidate: Candidate) -> SessionInfo:
         state="paused" if candidate.paused else "running",
         started_at=candidate.started_at,
         end_at=candidate.end_at,
+        vcpus=candidate.vcpus,
+        memory_mb=candidate.memory_mb,
     )

@@ -10,7 +10,7 @@ A transition carries ids, numbers and words of ours; never code, output, keys or
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +24,7 @@ Kind = Literal[
     "not_created",
     "connected",
     "resumed",
-    "seen",  # E2B listed it; `candidate` is what E2B says
+    "seen",  # in an answer of E2B's; `key` when it is all that a session, or an owner, has
     "adopted",  # taken over from another process, or claimed by a session
     "extended",
     "paused",
@@ -49,7 +49,7 @@ class Transition:
     life: float | None = None  # granted by E2B, from now on
     took: float | None = None
     outcome: str = ""  # a lease's sandbox state, a run's status, an error's code, why it ended
-    candidate: Candidate | None = None
+    candidates: tuple[Candidate, ...] = ()  # as E2B has them now
 
 
 Observer = Callable[[Transition], None]
@@ -58,8 +58,16 @@ Observer = Callable[[Transition], None]
 class Transitions:
     """Passes each transition on to every observer; the log is always one."""
 
-    def __init__(self, *observers: Observer) -> None:
+    def __init__(
+        self, *observers: Observer, settle: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._observers = (write_log, *observers)
+        self._settle = settle
+
+    async def settle(self) -> None:
+        """Waits until what was told is on disk: before a request that a crash could hide."""
+        if self._settle is not None:
+            await self._settle()
 
     def tell(
         self,
@@ -71,7 +79,7 @@ class Transitions:
         life: float | None = None,
         took: float | None = None,
         outcome: str = "",
-        candidate: Candidate | None = None,
+        candidates: tuple[Candidate, ...] = (),
     ) -> None:
         transition = Transition(
             kind=kind,
@@ -81,7 +89,7 @@ class Transitions:
             life=life,
             took=took,
             outcome=outcome,
-            candidate=candidate,
+            candidates=candidates,
         )
         for observer in self._observers:
             observer(transition)
@@ -97,6 +105,8 @@ def _fields(transition: Transition) -> Iterator[str]:
     """`name=value` of what the transition has, as log collectors split it."""
     if transition.sandbox_id:
         yield f"sandbox={transition.sandbox_id}"
+    if transition.candidates:
+        yield f"sandboxes={','.join(item.sandbox_id for item in transition.candidates)}"
     if transition.key is not None:
         yield f"owner={_value(transition.key.owner)}"
         yield f"session={_value(shown(transition.key.name))}"

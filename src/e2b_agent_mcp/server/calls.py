@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Literal
 
 from mcp.server.mcpserver import Context
 
@@ -47,12 +48,12 @@ class Calls:
 
     @asynccontextmanager
     async def lease(
-        self, key: SessionKey, ctx: Context[None]
+        self, key: SessionKey, ctx: Context[None], *, use: Literal["work", "read"] = "work"
     ) -> AsyncIterator[tuple[Lease, Progress]]:
         async with self.reporting(ctx) as progress:
             if words := self.tasks.busy(key):
                 await progress.doing(words)
-            async with self.manager.lease(key, on_progress=progress.doing) as lease:
+            async with self.manager.lease(key, use=use, on_progress=progress.doing) as lease:
                 self._waiting.discard(progress)
                 yield lease, progress
 
@@ -74,5 +75,5 @@ def place_of(lease: Lease) -> Place:
         session=lease.session,
         sandbox_id=lease.sandbox_id,
         state=lease.state,
-        notes=(lease.lost, current_caller().reminder(lease.session)),
+        notes=(lease.lost, lease.warning, current_caller().reminder(lease.session)),
     )

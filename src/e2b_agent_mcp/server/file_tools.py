@@ -118,7 +118,7 @@ class FileTools:
         key = current_caller().key(session)
         if target_path is not None:
             _check_local("target_path")
-        async with self._calls.lease(key, ctx) as (lease, _):
+        async with self._calls.lease(key, ctx, use="read") as (lease, _):
             info = await lease.stat_file(path)
             if info.kind == "directory":
                 raise InvalidArgumentError(
@@ -142,7 +142,8 @@ class FileTools:
     ) -> Annotated[CallToolResult, FilesResult]:
         """Lists the files and folders of one folder of the session's sandbox."""
         check_not_empty("path", path)
-        async with self._calls.lease(current_caller().key(session), ctx) as (lease, _):
+        key = current_caller().key(session)
+        async with self._calls.lease(key, ctx, use="read") as (lease, _):
             found = await lease.list_files(path)
             return _listing(place_of(lease), path, sorted(found, key=lambda info: info.path))
 

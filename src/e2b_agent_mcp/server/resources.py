@@ -74,7 +74,7 @@ class Resources:
         sessions = await self._manager.list_sessions(key.owner)
         if key.name not in {info.name for info in sessions}:
             raise NotFoundError(f"No session {session!r} has a sandbox.")
-        async with self._manager.lease(key) as lease:
+        async with self._manager.lease(key, use="read") as lease:
             info = await _stat(lease, path)
             path = info.path
             if info.kind == "directory":

@@ -24,7 +24,15 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import anyio
 import anyio.to_thread
 
-from e2b_agent_mcp.agent import AgentEvent, AgentRunner, Budget, Failure, ModelRetry, StepFinished
+from e2b_agent_mcp.agent import (
+    AgentEvent,
+    AgentRunner,
+    Budget,
+    Failure,
+    ModelRetry,
+    StepFinished,
+    Usage,
+)
 from e2b_agent_mcp.agent.budget import add
 from e2b_agent_mcp.agent.choice import choose
 from e2b_agent_mcp.errors import E2BAgentError, InvalidArgumentError, NotFoundError
@@ -100,6 +108,7 @@ class _Live:
     callers: int = 0  # that wait for it
     stopped: bool = False  # by a caller
     runner: AgentRunner | None = None
+    accounted: Usage = field(default_factory=Usage)  # of the runner's model
     stored: int  # steps, of all runs
     doing: str = ""
 
@@ -365,9 +374,23 @@ class TaskRegistry:
         )
 
     async def _on_event(self, live: _Live, event: AgentEvent) -> None:
+        self._account(live)
         if isinstance(event, StepFinished):
             await self._keep_steps(live)
         await live.tell(_numbered(event, after=len(live.record.steps)))
+
+    def _account(self, live: _Live) -> None:
+        """Counts what the model has cost since the last look for the owner's month."""
+        if live.runner is None or live.runner.spent == live.accounted:
+            return
+        before, now = live.accounted, live.runner.spent
+        live.accounted = now
+        self._manager.account_model(
+            live.record.key,
+            # None: its price is unknown
+            usd=max((now.cost_usd or 0.0) - (before.cost_usd or 0.0), 0.0),
+            tokens=_tokens(now) - _tokens(before),
+        )
 
     async def _files(self, lease: Lease) -> tuple[NewFile, ...]:
         found: list[FileInfo] = []
@@ -379,6 +402,7 @@ class TaskRegistry:
         return tuple(NewFile(path=f.path, size=f.size, mime_type=f.mime_type) for f in found)
 
     async def _finish(self, live: _Live, record: TaskRecord) -> None:
+        self._account(live)
         with anyio.move_on_after(CLOSE_LIMIT, shield=True):
             await self._keep(live, record)
         live.record, live.runner = record, None
@@ -410,7 +434,12 @@ class TaskRegistry:
 
 
 def _placed(record: TaskRecord, lease: Lease) -> TaskRecord:
-    return replace(record, sandbox_id=lease.sandbox_id, sandbox_state=lease.state, note=lease.lost)
+    note = " ".join(filter(None, [lease.lost, lease.warning]))
+    return replace(record, sandbox_id=lease.sandbox_id, sandbox_state=lease.state, note=note)
+
+
+def _tokens(usage: Usage) -> int:
+    return usage.input_tokens + usage.output_tokens
 
 
 def _numbered(event: AgentEvent, *, after: int) -> AgentEvent:

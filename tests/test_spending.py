@@ -1,0 +1,225 @@
+"""What a manager writes down of what its sandboxes cost, and what a spent budget refuses."""
+
+import signal
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+
+from e2b_agent_mcp import SandboxManager, SessionKey
+from e2b_agent_mcp.costs import Spent
+from e2b_agent_mcp.engine import EngineAddress
+from e2b_agent_mcp.errors import MonthlyBudgetError
+from e2b_agent_mcp.settings import (
+    CostSettings,
+    E2BSettings,
+    EngineSettings,
+    SandboxSettings,
+    Secret,
+    Settings,
+)
+
+PRICE = CostSettings(vcpu_second=1.0, gib_second=0.0)  # a dollar per vCPU and second
+
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture
+async def make_settings(engine: EngineAddress, tmp_path: Path) -> AsyncIterator[MakeSettings]:
+    """Settings of an owner and a ledger that no other test has."""
+    e2b = E2BSettings(
+        api_key=Secret(engine.api_key), api_url=engine.api_url, sandbox_url=engine.sandbox_url
+    )
+    owner = uuid.uuid4().hex
+
+    def make(costs: CostSettings = PRICE, **changes: object) -> Settings:
+        return Settings(
+            e2b=e2b,
+            owner=owner,
+            costs=costs,
+            engine=EngineSettings(state_dir=tmp_path),
+            **changes,  # type: ignore[arg-type]
+        )
+
+    yield make
+    async with SandboxManager(make()) as manager:
+        for session in await manager.list_sessions():
+            await manager.end_session(session.name)
+
+
+async def spent(manager: SandboxManager, session: str = "analysis") -> Spent:
+    return (await manager.spending()).sessions.get(session, Spent())
+
+
+async def test_a_sandbox_is_spent_from_its_creation_to_its_end(make_settings: MakeSettings) -> None:
+    before = time.time()
+    async with SandboxManager(make_settings()) as manager:
+        async with manager.lease("analysis"):
+            (listed,) = await manager.list_sessions()
+        await manager.end_session("analysis")
+        after = time.time()
+        found = await spent(manager)
+        assert 0 < found.sandbox_seconds <= after - before
+        assert found.sandbox_usd == pytest.approx(listed.vcpus * found.sandbox_seconds)
+        assert await spent(manager) == found
+        assert (await manager.spending()).total == found
+        assert (await manager.spending(month="2020-01")).sessions == {}
+
+
+async def test_on_this_machine_seconds_are_counted_and_cost_nothing(
+    make_settings: MakeSettings,
+) -> None:
+    async with SandboxManager(make_settings(CostSettings())) as manager:
+        async with manager.lease("analysis"):
+            pass
+        await manager.end_session("analysis")
+        found = await spent(manager)
+        assert found.sandbox_seconds > 0
+        assert found.usd == 0
+
+
+async def test_models_are_spent_too(make_settings: MakeSettings) -> None:
+    settings = make_settings()
+    async with SandboxManager(settings) as manager:
+        manager.account_model(SessionKey(settings.local_owner, "analysis"), usd=0.25, tokens=100)
+    async with SandboxManager(settings) as manager:
+        assert await spent(manager) == Spent(model_usd=0.25, tokens=100)
+
+
+LEASE_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+import anyio
+from e2b_agent_mcp import SandboxManager, Settings
+
+async def main():
+    async with SandboxManager(Settings.load(os.environ)) as manager:
+        async with manager.lease("analysis") as lease:
+            print(lease.sandbox_id, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+anyio.run(main)
+"""
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    assert settings.e2b.api_key is not None
+    return {
+        "E2B_API_KEY": settings.e2b.api_key.reveal(),
+        "E2B_API_URL": str(settings.e2b.api_url),
+        "E2B_SANDBOX_URL": str(settings.e2b.sandbox_url),
+        "E2B_AGENT_MCP_OWNER": settings.owner,
+        "E2B_AGENT_MCP_ENGINE_STATE_DIR": str(settings.engine.state_dir),
+        "E2B_AGENT_MCP_COSTS_VCPU_SECOND": "1",
+    }
+
+
+@pytest.mark.parametrize("ledger_lost", [False, True], ids=["ledger kept", "ledger lost"])
+async def test_what_a_killed_server_spends_is_accounted_by_the_next(
+    make_settings: MakeSettings, ledger_lost: bool, tmp_path: Path
+) -> None:
+    settings = make_settings()
+    before = time.time()
+    died = await anyio.run_process(
+        [sys.executable, "-c", LEASE_AND_DIE], env=environment(settings), check=False
+    )
+    assert died.returncode == -signal.SIGKILL
+    killed = time.time()
+    await anyio.sleep(0.5)  # nobody looks, and E2B bills
+    if ledger_lost:  # as if it had been killed before it could write
+        for file in (tmp_path / "ledger").iterdir():
+            file.unlink()
+    async with SandboxManager(settings) as manager:
+        if not ledger_lost:
+            # Nobody has asked E2B anything since, and nobody needs to.
+            assert 0.5 <= (await spent(manager)).sandbox_seconds <= time.time() - before
+        async with manager.lease("analysis") as lease:
+            assert lease.sandbox_id == died.stdout.decode().strip()
+        (info,) = await manager.list_sessions()
+        now = time.time()
+        found = await spent(manager)
+    assert found.sandbox_seconds >= now - killed
+    assert found.sandbox_seconds == pytest.approx(now - info.started_at.timestamp(), abs=2)
+
+
+async def test_a_pause_is_not_spent(make_settings: MakeSettings) -> None:
+    settings = make_settings(sandboxes=SandboxSettings(idle_after=1, idle_action="pause"))
+    async with SandboxManager(settings) as manager:
+        async with manager.lease("analysis"):
+            pass
+        with anyio.fail_after(30):
+            while (await manager.list_sessions())[0].state != "paused":
+                await anyio.sleep(0.1)
+        paused = await spent(manager)
+        assert 0.5 <= paused.sandbox_seconds < 4
+        await anyio.sleep(0.3)
+        assert await spent(manager) == paused
+        async with manager.lease("analysis") as lease:
+            assert lease.state == "resumed"
+        await manager.end_session("analysis")
+        assert paused.sandbox_seconds < (await spent(manager)).sandbox_seconds
+
+
+async def test_two_servers_with_one_session_count_it_once(make_settings: MakeSettings) -> None:
+    before = time.time()
+    async with SandboxManager(make_settings()) as one, SandboxManager(make_settings()) as two:
+        for manager in (one, two, one, two):
+            async with manager.lease("analysis"):
+                pass
+        await two.end_session("analysis")
+        assert (await spent(one)).sandbox_seconds <= time.time() - before
+        assert await spent(one) == await spent(two)
+
+
+# Budgets
+
+
+async def test_a_spent_budget_refuses_work_and_keeps_what_runs_readable(
+    make_settings: MakeSettings,
+) -> None:
+    costs = CostSettings(vcpu_second=1.0, owner_budget=0.001)
+    async with SandboxManager(make_settings()) as manager, manager.lease("analysis") as lease:
+        await lease.write_file("kept.txt", b"kept")
+    async with SandboxManager(make_settings(costs)) as manager:
+        before = (await manager.list_sessions())[0]
+        with pytest.raises(MonthlyBudgetError, match=r"costs\.owner_budget") as caught:
+            async with manager.lease("analysis"):
+                pytest.fail("leased")
+        assert "E2B_AGENT_MCP_COSTS_OWNER_BUDGET" in caught.value.hint
+        with pytest.raises(MonthlyBudgetError):
+            async with manager.lease("another", use="read"):
+                pytest.fail("leased")
+        async with manager.lease("analysis", use="read") as lease:
+            assert await lease.read_file("kept.txt") == b"kept"
+        # Nothing was ended or lengthened, and no sandbox came to be.
+        (after,) = await manager.list_sessions()
+        assert (after.sandbox_id, after.end_at) == (before.sandbox_id, before.end_at)
+        assert await manager.end_session("analysis")
+
+
+async def test_another_owner_has_a_budget_of_his_own(make_settings: MakeSettings) -> None:
+    costs = CostSettings(vcpu_second=1.0, owner_budget=1.0)
+    settings = make_settings(costs)
+    bob = SessionKey(uuid.uuid4().hex, "analysis")
+    async with SandboxManager(settings) as manager:
+        ann = SessionKey(settings.local_owner, "analysis")
+        manager.account_model(ann, usd=1.0, tokens=1)
+        with pytest.raises(MonthlyBudgetError):
+            async with manager.lease(ann):
+                pytest.fail("leased")
+        async with manager.lease(bob) as lease:
+            assert lease.state == "created"
+        await manager.end_session(bob)
+
+
+async def test_a_soft_budget_warns_and_goes_on(make_settings: MakeSettings) -> None:
+    settings = make_settings(CostSettings(owner_warning=1.0))
+    async with SandboxManager(settings) as manager:
+        manager.account_model(SessionKey(settings.local_owner, "report"), usd=1.5, tokens=1)
+        async with manager.lease("analysis") as lease:
+            assert "has reached costs.owner_warning" in lease.warning
+            assert (await lease.run_code("6 * 7")).execution.text == "42"
