@@ -178,7 +178,14 @@ class EngineSettings:
     disk_mb: int = option(4096, "disk of one sandbox, in MiB")
     max_files: int = option(250_000, "files and folders of one sandbox")
     max_processes: int = option(512, "processes of one sandbox")
-    network: Literal["public", "none"] = option("public", "what sandboxes may reach")
+    network: Literal["public", "none"] = option(
+        "public", "what sandboxes may reach; the package index is open with either"
+    )
+    network_allow: tuple[str, ...] = option(
+        (),
+        "the only names, *.names, addresses and networks that sandboxes may reach beside the "
+        "package index, ',' between them",
+    )
     zygote: bool = option(True, "fork sandboxes from a process that has the packages in memory")
     spares: int = option(1, "sandboxes booted ahead, so that creating one is instant")
 

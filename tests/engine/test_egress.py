@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import socket
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
-from e2b_agent_mcp.engine.egress import Allowed, Denied, EgressProxy, NetworkPolicy
+from e2b_agent_mcp.engine import ensure_ready, stop
+from e2b_agent_mcp.engine.egress import (
+    Allowed,
+    Denied,
+    EgressProxy,
+    HostNetwork,
+    NetworkPolicy,
+    is_rule,
+    read_upstream,
+)
 from e2b_agent_mcp.engine.egress.policy import is_public
 from e2b_agent_mcp.engine.egress.proxy import CONNECTIONS, is_own
 from e2b_agent_mcp.engine.egress.request import LARGEST_HEAD, BadRequest, parse_head
 from e2b_agent_mcp.engine.guest import relay
+
+from .test_discovery import client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from anyio.abc import SocketStream
+    from e2b import SandboxNetworkOpts
+
+    from e2b_agent_mcp.engine import EngineOptions
 
 PUBLIC = "93.184.215.14"
 
@@ -168,6 +183,60 @@ def test_the_package_index_may_be_a_private_address_on_its_own_port() -> None:
     )
 
 
+LISTED = NetworkPolicy(False, ("example.com", "10.0.0.0/8"))  # an owner's allowlist
+CEILINGS = [
+    pytest.param(LISTED, NetworkPolicy(), "example.com", PUBLIC, True, id="listed"),
+    pytest.param(LISTED, NetworkPolicy(), "example.org", PUBLIC, False, id="not listed"),
+    pytest.param(LISTED, NetworkPolicy(), "db", "10.0.0.5", True, id="a private network, listed"),
+    pytest.param(LISTED, NetworkPolicy(), "db", "192.168.0.5", False, id="another"),
+    pytest.param(
+        LISTED, NetworkPolicy(False), "example.com", PUBLIC, False, id="the sandbox wants none"
+    ),
+    pytest.param(
+        LISTED, NetworkPolicy(True, ("x.org",)), "x.org", PUBLIC, False, id="a sandbox wants more"
+    ),
+    pytest.param(
+        NetworkPolicy(False), NetworkPolicy(True, ("x.org",)), "x.org", PUBLIC, False, id="none"
+    ),
+    pytest.param(
+        NetworkPolicy(False), NetworkPolicy(True, ("10.0.0.5",)), "d", "10.0.0.5", False, id="LAN"
+    ),
+]
+
+
+@pytest.mark.parametrize(("ceiling", "policy", "host", "address", "allowed"), CEILINGS)
+def test_no_sandbox_reaches_more_than_its_owner_permits(
+    ceiling: NetworkPolicy, policy: NetworkPolicy, host: str, address: str, allowed: bool
+) -> None:
+    decision = policy.decide(host, 443, [ip_address(address)], ceiling=ceiling)
+
+    assert isinstance(decision, Allowed) is allowed
+
+
+@pytest.mark.parametrize("ceiling", [LISTED, NetworkPolicy(False)])
+def test_the_package_index_is_open_whatever_the_owner_permits(ceiling: NetworkPolicy) -> None:
+    private = [ip_address("10.0.0.1")]
+    endpoints = {("index.corp", 443)}
+    options = {"endpoints": endpoints, "ceiling": ceiling}
+
+    assert isinstance(
+        NetworkPolicy().decide("index.corp", 443, private, **options),  # type: ignore[arg-type]
+        Allowed,
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["example.com", "*.example.com", "*", "a_b", "10.0.0.0/8", "::1", "[::1]", "x.y."]
+)
+def test_what_a_rule_is(text: str) -> None:
+    assert is_rule(text)
+
+
+@pytest.mark.parametrize("text", ["", "!!", "a b", "a/b", "10.0.0.0/99", "*.*", "a" * 300, "-a"])
+def test_what_no_rule_is(text: str) -> None:
+    assert not is_rule(text)
+
+
 def test_a_refusal_names_the_setting() -> None:
     denied = NetworkPolicy(False).decide("example.com", 443, [ip_address(PUBLIC)])
 
@@ -247,7 +316,8 @@ async def proxy_to(port: int, folder: Path) -> AsyncIterator[EgressProxy]:
     """One whose only reachable private endpoint is the test's server."""
     with anyio.fail_after(10):
         endpoints = {("127.0.0.1", port)}
-        async with EgressProxy(folder / "p.sock", NetworkPolicy(), endpoints) as proxy:
+        network = HostNetwork(endpoints=endpoints)
+        async with EgressProxy(folder / "p.sock", NetworkPolicy(), network) as proxy:
             yield proxy
 
 
@@ -374,6 +444,128 @@ async def test_the_proxy_ends_with_open_connections_and_leaves_no_socket(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+# ---------------------------------------------------------------- a proxy of the host's
+
+
+@asynccontextmanager
+async def hosts_proxy(answer: bytes = b"HTTP/1.1 200 OK\r\n\r\n") -> AsyncIterator[list[bytes]]:
+    """Gives the answer to what it is asked, and sends back what comes then."""
+    heads: list[bytes] = []
+
+    async def serve(stream: SocketStream) -> None:
+        async with stream:
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += await stream.receive(1)
+            heads.append(head)
+            await stream.send(answer)
+            async for data in stream:
+                await stream.send(data)
+
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(listener.serve, serve)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        heads.append(b"http://us%%40r:p@127.0.0.1:%d" % port)
+        yield heads
+        tasks.cancel_scope.cancel()
+
+
+async def ask_behind(
+    heads: list[bytes], folder: Path, request: bytes, *, no_proxy: str = ""
+) -> bytes:
+    url = heads.pop().decode()
+    upstream = read_upstream({"https_proxy": url, "HTTP_PROXY": url, "no_proxy": no_proxy})
+    network = HostNetwork(upstream=upstream)
+    with anyio.fail_after(20):
+        async with (
+            EgressProxy(folder / "p.sock", NetworkPolicy(), network),
+            await anyio.connect_unix(folder / "p.sock") as client,
+        ):
+            await client.send(request)
+            await client.send_eof()
+            return b"".join([data async for data in client])
+
+
+OWN_LOGIN = b"Proxy-Authorization: Basic dXNAcjpw\r\n"
+
+
+async def test_a_tunnel_leads_through_the_proxy_of_the_host(tmp_path: Path) -> None:
+    request = b"CONNECT 93.184.215.14:443 HTTP/1.1\r\nProxy-Authorization: mine\r\n\r\nhello"
+    async with hosts_proxy() as heads:
+        answer = await ask_behind(heads, tmp_path, request)
+    place = b"93.184.215.14:443"
+    assert heads == [b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (place, place, OWN_LOGIN)]
+    assert answer == b"HTTP/1.1 200 Connection established\r\n\r\nhello"
+
+
+async def test_a_plain_request_is_passed_on_by_the_proxy_of_the_host(tmp_path: Path) -> None:
+    request = b"GET http://93.184.215.14/path?q HTTP/1.1\r\nA: b\r\n\r\n"
+    async with hosts_proxy(b"HTTP/1.1 204 No Content\r\n\r\n") as heads:
+        answer = await ask_behind(heads, tmp_path, request)
+    assert heads[0].startswith(b"GET http://93.184.215.14:80/path?q HTTP/1.1\r\n" + OWN_LOGIN)
+    assert answer == b"HTTP/1.1 204 No Content\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        pytest.param("10.0.0.1:443", 403, id="a private address"),
+        pytest.param("localhost:443", 403, id="the host itself"),
+        pytest.param("no-such-name:443", 403, id="no public name"),
+        pytest.param("no-such-name.internal:443", 403, id="an internal name"),
+        pytest.param("no-such-name.example:443", 200, id="only the proxy can resolve it"),
+        pytest.param("no-such-name.example:25", 403, id="mail"),
+    ],
+)
+async def test_what_the_proxy_of_the_host_is_asked_for(
+    tmp_path: Path, target: str, status: int
+) -> None:
+    request = f"CONNECT {target} HTTP/1.1\r\n\r\n".encode()
+    async with hosts_proxy() as heads:
+        answer = await ask_behind(heads, tmp_path, request)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert len(heads) == (status == 200)
+
+
+async def test_a_refusal_by_the_proxy_of_the_host_is_told(tmp_path: Path) -> None:
+    async with hosts_proxy(b"HTTP/1.1 407 Log in\r\n\r\n") as heads:
+        request = b"CONNECT 93.184.215.14:443 HTTP/1.1\r\n\r\n"
+        answer = await ask_behind(heads, tmp_path, request)
+    assert answer.startswith(b"HTTP/1.1 502 the proxy of this host does not lead to 93.184.215.14")
+    assert b"HTTP/1.1 407 Log in" in answer
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "host", "direct"),
+    [
+        ("example.com", "example.com", True),
+        ("example.com", "www.example.com", True),
+        (".example.com", "example.com", True),
+        ("*.example.com", "www.example.com", True),
+        ("example.com:443", "example.com", True),
+        ("example.com:80", "example.com", False),
+        ("example.com", "badexample.com", False),
+        ("localhost, 10.0.0.0/8", "10.1.2.3", True),
+        ("10.0.0.0/8", "11.1.2.3", False),
+        ("*", "example.com", True),
+        ("", "example.com", False),
+    ],
+)
+def test_hosts_that_need_no_proxy(no_proxy: str, host: str, direct: bool) -> None:
+    upstream = read_upstream({"ALL_PROXY": "proxy:3128", "NO_PROXY": no_proxy})
+
+    assert (upstream.proxy_for(host, 443, tunnel=True) is None) is direct
+
+
+def test_a_proxy_that_is_not_http_is_not_used() -> None:
+    upstream = read_upstream({"https_proxy": "socks5://proxy:1080"})
+
+    assert upstream.proxy_for("example.com", 443, tunnel=True) is None
+
+
 async def test_the_relay_leads_from_a_loopback_port_to_the_proxy(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         relay_port = reserved.getsockname()[1]
@@ -395,3 +587,22 @@ async def test_the_relay_leads_from_a_loopback_port_to_the_proxy(tmp_path: Path)
 def test_own_addresses_are_known() -> None:
     assert is_own(ip_address("127.0.0.1"))
     assert not is_own(ip_address("192.0.2.1"))
+
+
+# ---------------------------------------------------------------- a whole engine
+
+
+async def test_what_the_owner_permits_holds_in_the_sandboxes(fresh_options: EngineOptions) -> None:
+    options = replace(fresh_options, network="none", network_allow=("10.0.0.0/8",))
+    wanted: SandboxNetworkOpts = {"allow_out": [PUBLIC, "example.com"]}
+    e2b = client(await ensure_ready(options))
+    try:
+        async with await e2b.AsyncSandbox.create(timeout=60, network=wanted) as sandbox:
+            said = (await sandbox.commands.run(f"curl -sS http://{PUBLIC}/")).stdout
+            assert said.startswith(f"{PUBLIC} is not open to sandboxes of this engine.")
+            assert "engine.network_allow" in said
+            await sandbox.update_network({"allow_internet_access": False})
+            said = (await sandbox.commands.run(f"curl -sS http://{PUBLIC}/")).stdout
+            assert said.startswith("this sandbox has no internet access")
+    finally:
+        await stop(options)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
 
-from e2b_agent_mcp.engine.index import PackageIndex, read_package_index
+from e2b_agent_mcp.engine.index import PackageIndex, find_file_hosts, read_package_index
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -168,6 +170,40 @@ def test_the_endpoints_are_those_of_the_configured_urls(
     index: PackageIndex, endpoints: set[tuple[str, int]]
 ) -> None:
     assert index.endpoints() == endpoints
+
+
+class _Index(BaseHTTPRequestHandler):
+    """Knows one project, for who logs in."""
+
+    def do_GET(self) -> None:
+        known = self.path == "/simple/pip/"
+        allowed = self.headers.get("Authorization") == "Basic dTpw"
+        self.send_response((200 if allowed else 401) if known else 404)
+        self.end_headers()
+        if known and allowed:
+            self.wfile.write(
+                b'<a href="https://files.corp:8443/a.whl#x">a</a>'
+                b'<a href="../../files/b.whl">b</a><a href="ftp://other/c.whl">c</a>'
+            )
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_an_index_is_asked_where_its_files_are() -> None:
+    with HTTPServer(("127.0.0.1", 0), _Index) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        port = server.server_port
+        try:
+            url = f"http://u:p@127.0.0.1:{port}/simple/"
+            found = find_file_hosts(PackageIndex(index_url=url))
+            refused = find_file_hosts(PackageIndex(index_url=url.replace("u:p", "u:q")))
+        finally:
+            server.shutdown()
+            thread.join()
+    assert found == {("files.corp", 8443), ("127.0.0.1", port)}
+    assert refused == find_file_hosts(PackageIndex(index_url="https://pypi.org/simple")) == set()
 
 
 def test_a_local_index_shows_its_pages_and_the_files_they_link_to(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from .egress import NetworkPolicy
+from .egress import NetworkPolicy, is_rule
 from .errors import InvalidRequest, NotSupported, Refusal, SnapshotNotFound, TemplateNotFound
 from .sandbox import (
     ENVD_VERSION,
@@ -297,11 +297,10 @@ class ControlPlane:
         for name in ("rules", "egressProxy", "dnsServers", "httpsPorts"):
             if network.get(name):
                 raise NotSupported(f"network.{name} is not supported by the embedded engine")
-        internet = _flag(asked, "allow_internet_access", default=True)
         return NetworkPolicy(
-            internet=internet and self._orchestrator.options.network == "public",
-            allow_out=_strings(network, "allowOut"),
-            deny_out=_strings(network, "denyOut"),
+            internet=_flag(asked, "allow_internet_access", default=True),
+            allow_out=_rules(network, "allowOut"),
+            deny_out=_rules(network, "denyOut"),
         )
 
     def _created(self, sandbox: Sandbox) -> Json:
@@ -437,6 +436,14 @@ def _strings(body: Json, name: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise InvalidRequest(f"{name} must be a list of strings")
     return tuple(value)
+
+
+def _rules(body: Json, name: str) -> tuple[str, ...]:
+    rules = _strings(body, name)
+    for rule in rules:
+        if not is_rule(rule):
+            raise InvalidRequest(f"{name}: {rule[:100]!r} is no name, address or network")
+    return rules
 
 
 def _host(body: Json, name: str) -> str | None:

@@ -80,9 +80,12 @@ class Runtime(NamedTuple):
 
     def serves(self, options: EngineOptions) -> bool:
         """Whether it may be used although it differs: never with another kind of safety."""
-        theirs = (self.options.isolation, self.options.bubblewrap, self.options.network)
-        ours = (options.isolation, options.bubblewrap, options.network)
-        return theirs == ours and _major(self.version) == _major(engine_version())
+        same = _safety(self.options) == _safety(options)
+        return same and _major(self.version) == _major(engine_version())
+
+
+def _safety(options: EngineOptions) -> tuple[object, ...]:
+    return options.isolation, options.bubblewrap, options.network, options.network_allow
 
 
 def engine_version() -> str:

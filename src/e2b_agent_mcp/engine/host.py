@@ -1,4 +1,4 @@
-"""What sandboxes stand on: a way to isolate them, a package index, a template.
+"""What sandboxes stand on: a way to isolate them, a package index, a way out, a template.
 
 Found anew by every process that needs it; only the template is built once and kept.
 """
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .egress import Upstream, read_upstream
 from .index import PackageIndex, read_package_index
 from .isolation import Isolation, probe
 from .template import Template, ensure_template
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 class Host(NamedTuple):
     isolation: Isolation
     package_index: PackageIndex
+    upstream: Upstream
     template: Template
 
 
@@ -37,4 +39,4 @@ async def prepare_host(options: EngineOptions, on_progress: Callable[[str], None
         environ=os.environ,
         on_progress=on_progress,
     )
-    return Host(isolation, index, template)
+    return Host(isolation, index, read_upstream(os.environ), template)

@@ -7,10 +7,15 @@ same URLs without user and password, so an index that demands them is of no use 
 
 from __future__ import annotations
 
+import base64
 import configparser
+import html
+import http.client
 import os
 import re
+import ssl
 import tomllib
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,6 +37,11 @@ SYSTEM_CERTIFICATES = (
     "/etc/ssl/cert.pem",
 )
 LINKING_PAGES = 2000  # pages of a local index that are searched for the folders of its files
+
+# Every index that a template can be made from has one of these.
+KNOWN_PROJECTS = ("ipykernel", "pip", "anyio")
+ASK_TIMEOUT = 10.0  # seconds
+LARGEST_PAGE = 8 * 1024 * 1024  # bytes
 
 _HREF = re.compile(r"""<a\b[^>]*?\bhref\s*=\s*["']([^"']+)""", re.IGNORECASE)
 
@@ -91,6 +101,16 @@ class PackageIndex:
         urls = [*default, *self.extra_index_urls, *self.find_links]
         return frozenset(_endpoints(urls))
 
+    def unknown_file_hosts(self) -> tuple[str, ...]:
+        """Indexes of which only their own pages tell where their files are."""
+        urls = [url for url in (self.index_url, *self.extra_index_urls) if url]
+        parts = [(url, urlsplit(url)) for url in urls]
+        return tuple(
+            url
+            for url, part in parts
+            if part.scheme in {"http", "https"} and part.hostname not in FILE_HOSTS
+        )
+
     def folders(self) -> tuple[Path, ...]:
         """Folders of the host that hold packages; a box sees them at the same path."""
         return tuple(_outermost(self._local_folders()))
@@ -108,6 +128,42 @@ class PackageIndex:
             if url and (folder := _local(url)):
                 yield folder
                 yield from _linked_folders(folder)
+
+
+def find_file_hosts(index: PackageIndex) -> frozenset[Endpoint]:
+    """Asks the indexes where their files are: often on another host. Takes seconds; never fails."""
+    found: set[Endpoint] = set()
+    for url in index.unknown_file_hosts():
+        for project in KNOWN_PROJECTS:
+            try:
+                page, at = _read_page(f"{url.rstrip('/')}/{project}/", index)
+            except (OSError, ValueError, http.client.HTTPException):
+                continue
+            links = (urljoin(at, html.unescape(link)) for link in _HREF.findall(page))
+            found.update(_endpoints(links))
+            break
+    return frozenset(found)
+
+
+def _read_page(url: str, index: PackageIndex) -> tuple[str, str]:
+    """The page and where it was in the end."""
+    parts = urlsplit(url)
+    # http or https: `unknown_file_hosts` names no other.
+    request = urllib.request.Request(  # noqa: S310
+        _without_credentials(url), headers={"Accept": "text/html"}
+    )
+    if parts.username is not None:
+        secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        # Not to where a redirect leads.
+        value = f"Basic {base64.b64encode(secret).decode()}"
+        request.add_unredirected_header("Authorization", value)
+    trusted = {host.partition(":")[0] for host in index.trusted_hosts}
+    context = ssl.create_default_context(cafile=index.certificates)
+    if parts.hostname in trusted:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    opened = urllib.request.urlopen(request, timeout=ASK_TIMEOUT, context=context)  # noqa: S310
+    with opened as answer:
+        return answer.read(LARGEST_PAGE).decode("utf-8", "replace"), answer.url
 
 
 def read_package_index(environ: Mapping[str, str], prefix: Path) -> PackageIndex:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from .egress import NetworkPolicy, is_rule
 from .errors import EngineError
 
 IsolationChoice = Literal["auto", "bubblewrap"]
@@ -41,6 +42,7 @@ class EngineOptions:
     isolation: IsolationChoice = "auto"
     bubblewrap: Path | None = None
     network: NetworkChoice = "public"
+    network_allow: tuple[str, ...] = ()  # if any: only these, and the package index
     cpu_count: int = 2
     memory_mb: int = 2048
     disk_mb: int = 4096
@@ -57,6 +59,15 @@ class EngineOptions:
             raise EngineError(f"isolation must be one of {', '.join(get_args(IsolationChoice))}.")
         if self.network not in get_args(NetworkChoice):
             raise EngineError(f"network must be one of {', '.join(get_args(NetworkChoice))}.")
+        for rule in self.network_allow:
+            if not is_rule(rule):
+                raise EngineError(f"network_allow: {rule!r} is no name, address or network.")
+
+    @property
+    def ceiling(self) -> NetworkPolicy:
+        """The most that any sandbox may reach."""
+        everything = self.network == "public" and not self.network_allow
+        return NetworkPolicy(internet=everything, allow_out=self.network_allow)
 
     @property
     def engine_dir(self) -> Path:
@@ -114,6 +125,8 @@ class EngineOptions:
         for name in ("state_dir", "cache_dir", "runtime_dir", "bubblewrap"):
             if given.get(name) is not None:
                 given[name] = Path(given[name])
+        if "network_allow" in given:
+            given["network_allow"] = tuple(given["network_allow"])
         return cls(**given)
 
     def make_dirs(self) -> None:

@@ -25,7 +25,7 @@ import anyio.to_thread
 
 from .clock import Clock, SystemClock
 from .connection import GuestGone, exchange
-from .egress import EgressProxy, NetworkPolicy
+from .egress import EgressProxy, HostNetwork, NetworkPolicy
 from .errors import (
     Conflict,
     EngineError,
@@ -36,6 +36,7 @@ from .errors import (
     TooManySandboxes,
 )
 from .homes import disk_usage, make_home, remove_tree, wipe_leftovers
+from .index import find_file_hosts
 from .isolation import Box, BoxSpec, Limits
 from .options import make_folder
 from .records import RecordFolder, from_record, to_record
@@ -98,6 +99,8 @@ class Orchestrator:
         self.clock: Clock = clock or SystemClock()
         self._host = host
         self._zygotes = zygotes
+        self._endpoints = set(host.package_index.endpoints())
+        self._network = HostNetwork(options.ceiling, self._endpoints, host.upstream)
         self._spares = Spares(options.spares, self._boot_spare)
         self._sandboxes: dict[str, Sandbox] = {}
         self._records = RecordFolder(options.records_dir)
@@ -114,6 +117,7 @@ class Orchestrator:
         wipe_leftovers(self.options, self._sandboxes)
         self._tasks = await anyio.create_task_group().__aenter__()
         self._tasks.start_soon(self._reap)
+        self._tasks.start_soon(self._look_for_endpoints)
         if self._zygotes is not None:
             self._tasks.start_soon(self._spares.keep, self._zygotes)
         return self
@@ -141,6 +145,11 @@ class Orchestrator:
                 attempt = self._attempts[key] = _Attempt(sandbox.spec, sandbox=sandbox)
                 attempt.done.set()
             logger.info("found %s: paused, its files are there", sandbox_id)
+
+    async def _look_for_endpoints(self) -> None:
+        index = self._host.package_index
+        found = await anyio.to_thread.run_sync(find_file_hosts, index, abandon_on_cancel=True)
+        self._endpoints |= found
 
     def _part_with(self, sandbox: Sandbox) -> None:
         """What the end of the engine means for it; its box is about to be ended."""
@@ -499,8 +508,8 @@ class Orchestrator:
     async def _machine(self, sandbox: Sandbox, stopped: anyio.Event) -> AsyncIterator[Machine]:
         egress_dir = self.options.engine_dir / f"{socket_name(sandbox.id)}.net"
         with _folder(egress_dir), _listener(sandbox.socket_path) as listener:
-            endpoints = self._host.package_index.endpoints()
-            async with EgressProxy(egress_dir / "proxy.sock", sandbox.network, endpoints) as egress:
+            proxy = EgressProxy(egress_dir / "proxy.sock", sandbox.network, self._network)
+            async with proxy as egress:
                 box = await self._launch(sandbox, listener, egress_dir)
                 try:
                     yield Machine(box, egress, stopped)

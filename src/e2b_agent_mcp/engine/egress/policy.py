@@ -9,6 +9,7 @@ endpoints of the package index, which the host's owner has configured.
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -21,6 +22,23 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 SMTP = 25  # sending spam is what an open port 25 is used for
+
+# Top-level domains that no public name has.
+INTERNAL_DOMAINS = frozenset(
+    {
+        "corp",
+        "home",
+        "internal",
+        "intranet",
+        "invalid",
+        "lan",
+        "local",
+        "localdomain",
+        "localhost",
+        "private",
+        "test",
+    }
+)
 
 NAT64 = IPv6Network("64:ff9b::/96")
 NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
@@ -60,8 +78,10 @@ class NetworkPolicy:
         *,
         own: Collection[Address] = (),
         endpoints: Collection[tuple[str, int]] = (),
+        ceiling: NetworkPolicy | None = None,
     ) -> Allowed | Denied:
-        """`own` are those of the addresses that belong to this machine."""
+        """`own` are those of the addresses that belong to this machine. Nothing but `endpoints`
+        is reached that `ceiling`, the policy of the engine's owner, does not permit too."""
         host = host.lower().rstrip(".")
         if port == SMTP:
             return Denied("port 25 is closed", "Mail can be sent over ports 465 or 587.")
@@ -70,7 +90,13 @@ class NetworkPolicy:
             return self._refusal(host)
         if (host, port) in endpoints:
             return Allowed(tuple(permitted))
-        reachable = [a for a in permitted if a not in own and self._may_reach(a)]
+        ceiling = ceiling or NetworkPolicy()
+        permitted = [a for a in permitted if ceiling._permits(host, a)]
+        if not permitted:
+            return ceiling._refusal_to_all(host)
+        reachable = [
+            a for a in permitted if a not in own and (self._may_reach(a) or ceiling._may_reach(a))
+        ]
         if not reachable:
             return Denied(
                 f"{host} is at {permitted[0]}, which is not a public address",
@@ -78,7 +104,30 @@ class NetworkPolicy:
             )
         return Allowed(tuple(reachable))
 
-    def _permits(self, host: str, address: Address) -> bool:
+    def decide_unresolved(
+        self,
+        host: str,
+        port: int,
+        *,
+        endpoints: Collection[tuple[str, int]] = (),
+        ceiling: NetworkPolicy | None = None,
+    ) -> Denied | None:
+        """About a name that this machine cannot resolve, and a proxy of the host's perhaps can."""
+        host = host.lower().rstrip(".")
+        if port == SMTP:
+            return Denied("port 25 is closed", "Mail can be sent over ports 465 or 587.")
+        if not self._permits(host, None):
+            return self._refusal(host)
+        if (host, port) in endpoints:
+            return None
+        ceiling = ceiling or NetworkPolicy()
+        if not ceiling._permits(host, None):
+            return ceiling._refusal_to_all(host)
+        if "." not in host or host.rpartition(".")[2] in INTERNAL_DOMAINS:
+            return Denied(f"no address is known for {host}", "It is not a public name.")
+        return None
+
+    def _permits(self, host: str, address: Address | None) -> bool:
         if self._allow.matches(host, address):
             return True
         return self.internet and not self._deny.matches(host, address)
@@ -86,6 +135,13 @@ class NetworkPolicy:
     def _may_reach(self, address: Address) -> bool:
         plain = unwrap(address)
         return is_public(address) or (is_intranet(plain) and self._allow.names_private(plain))
+
+    def _refusal_to_all(self, host: str) -> Denied:
+        """This policy being the ceiling."""
+        return Denied(
+            f"{host} is not open to sandboxes of this engine",
+            "Its owner can change that: see engine.network and engine.network_allow.",
+        )
 
     def _refusal(self, host: str) -> Denied:
         if self.internet:
@@ -108,6 +164,19 @@ class NetworkPolicy:
         return _Rules.parse(self.deny_out)
 
 
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_RULE_NAME = re.compile(rf"\*|(?:\*\.)?{_LABEL}(?:\.{_LABEL})*\.?")
+
+
+def is_rule(text: str) -> bool:
+    """Whether it names something: a name, `*.name`, an address or a network."""
+    try:
+        ipaddress.ip_network(text.strip("[]"), strict=False)
+    except ValueError:
+        return len(text) < 256 and _RULE_NAME.fullmatch(text.lower()) is not None
+    return True
+
+
 @dataclass(frozen=True)
 class _Rules:
     names: frozenset[str]
@@ -128,11 +197,13 @@ class _Rules:
                 networks.append(network)
         return cls(frozenset(names), tuple(networks))
 
-    def matches(self, host: str, address: Address) -> bool:
+    def matches(self, host: str, address: Address | None) -> bool:
         labels = host.split(".")
         wildcards = {"*." + ".".join(labels[i:]) for i in range(1, len(labels))}
         if self.names & {host, "*", *wildcards}:
             return True
+        if address is None:
+            return False
         return any(a in network for network in self.networks for a in (address, unwrap(address)))
 
     def names_private(self, address: Address) -> bool:

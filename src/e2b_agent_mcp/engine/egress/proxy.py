@@ -1,9 +1,10 @@
 """The only way out of a box: an HTTP proxy on a unix socket, one per sandbox.
 
 The client is hostile. The proxy resolves names itself and connects to the address it has
-checked. It reads one bounded head per connection and then moves bytes: tunnels (CONNECT) are
-never looked into. A replaced policy ends the open connections, so that none outlives the
-permission it was made under.
+checked; where the host has to use a proxy itself, it hands that one the name that it checked. It
+reads one bounded head per connection and then moves bytes: tunnels (CONNECT) are never looked
+into. A replaced policy ends the open connections, so that none outlives the permission it was
+made under.
 
 Sockets are used bare: closing one is then immediate, whatever its peer has not read yet.
 """
@@ -15,13 +16,15 @@ import errno
 import logging
 import socket
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import anyio
 
-from .policy import Address, Denied, NetworkPolicy
+from .policy import Address, Allowed, Denied, NetworkPolicy
 from .request import END_OF_HEAD, LARGEST_HEAD, BadRequest, ProxyRequest, parse_head
+from .upstream import Proxy, Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -43,6 +46,16 @@ CHUNK = 64 * 1024  # bytes
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
+@dataclass(frozen=True)
+class HostNetwork:
+    """What is the same for all sandboxes: what their owner permits at most, how this machine
+    reaches the internet, and the package index, whose `endpoints` may still be found out."""
+
+    ceiling: NetworkPolicy = field(default_factory=NetworkPolicy)
+    endpoints: Collection[tuple[str, int]] = frozenset()
+    upstream: Upstream = field(default_factory=Upstream)
+
+
 class EgressProxy:
     """Serves from `async with` on. `policy` may be replaced at any time."""
 
@@ -50,11 +63,11 @@ class EgressProxy:
         self,
         socket_path: Path,
         policy: NetworkPolicy,
-        endpoints: Collection[tuple[str, int]] = (),
+        network: HostNetwork | None = None,
     ) -> None:
         self._socket_path = socket_path
         self._policy = policy
-        self._endpoints = frozenset(endpoints)
+        self._network = network or HostNetwork()
         self._resolving = anyio.CapacityLimiter(RESOLUTIONS)
         self._open: set[anyio.CancelScope] = set()
         self._listener = _stream_socket(socket.AF_UNIX)
@@ -122,39 +135,94 @@ class EgressProxy:
         except BadRequest as exc:
             await _answer(client, 400, str(exc))
             return
-        server = await self._connect(client, request)
-        if server is None:
+        way = await self._connect(client, request)
+        if way is None:
             return
+        server, first, answered = way
         with server, anyio.move_on_after(IDLE_TIMEOUT) as idle:
             if request.forward is None:
-                await _send(client, ESTABLISHED)
-            await _send(server, (request.forward or b"") + rest)
+                await _send(client, ESTABLISHED + answered)
+            await _send(server, first + rest)
             await _join(client, server, idle)
 
-    async def _connect(self, client: socket.socket, request: ProxyRequest) -> socket.socket | None:
+    async def _connect(self, client: socket.socket, request: ProxyRequest) -> _Way | None:
         """None when the client has got its refusal."""
         host, port = request.host, request.port
+        proxy = self._network.upstream.proxy_for(host, port, tunnel=request.forward is None)
         try:
             with anyio.fail_after(CONNECT_TIMEOUT):
-                addresses = await self._resolve(host, port)
-                own = [address for address in addresses if is_own(address)]
-                decision = self._policy.decide(
-                    host, port, addresses, own=own, endpoints=self._endpoints
-                )
+                decision = await self._decide(host, port, by_proxy=proxy is not None)
                 if isinstance(decision, Denied):
                     await _answer(client, 403, decision.reason, decision.remedy)
                     return None
-                return await _connect_any(decision.addresses, port)
+                if proxy is not None:
+                    return await _connect_by(proxy, request)
+                return _Way(await _connect_any(decision.addresses, port), request.forward or b"")
         except (socket.gaierror, UnicodeError):
             await _answer(client, 502, f"no address is known for {host}")
+        except ProxyRefusal as exc:
+            await _answer(client, 502, f"the proxy of this host does not lead to {host}: {exc}")
         except OSError:
             await _answer(client, 504, f"{host}:{port} does not answer")
         return None
+
+    async def _decide(self, host: str, port: int, *, by_proxy: bool) -> Allowed | Denied:
+        network = self._network
+        try:
+            addresses = await self._resolve(host, port)
+        except (socket.gaierror, UnicodeError):
+            if not by_proxy:
+                raise
+            denied = self._policy.decide_unresolved(
+                host, port, endpoints=network.endpoints, ceiling=network.ceiling
+            )
+            return denied or Allowed(())
+        return self._policy.decide(
+            host,
+            port,
+            addresses,
+            own=[address for address in addresses if is_own(address)],
+            endpoints=network.endpoints,
+            ceiling=network.ceiling,
+        )
 
     async def _resolve(self, host: str, port: int) -> list[Address]:
         async with self._resolving:
             found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return list(dict.fromkeys(ip_address(entry[4][0]) for entry in found))
+
+
+class ProxyRefusal(Exception):
+    """The host's own proxy makes no tunnel; its status line says why."""
+
+
+class _Way(NamedTuple):
+    """A connection, what goes into it first, and what came out of it already."""
+
+    server: socket.socket
+    first: bytes
+    answered: bytes = b""
+
+
+async def _connect_by(proxy: Proxy, request: ProxyRequest) -> _Way:
+    found = await anyio.getaddrinfo(proxy.host, proxy.port, type=socket.SOCK_STREAM)
+    addresses = [ip_address(entry[4][0]) for entry in found]
+    with _closing_on_error(await _connect_any(addresses, proxy.port)) as server:
+        if request.forward is not None:
+            return _Way(server, proxy.absolute(request.forward, request.host, request.port))
+        await _send(server, proxy.tunnel_head(request.host, request.port))
+        try:
+            head, rest = await _read_head(server)
+        except BadRequest as exc:
+            raise ProxyRefusal("its answer is not understood") from exc
+        status_line = head.partition(b"\r\n")[0].decode("latin-1")
+        if status_line.split(" ")[1:2] != ["200"]:
+            raise ProxyRefusal(_printable(status_line[:200]))
+        return _Way(server, b"", rest)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if " " <= c <= "~" else "?" for c in text)
 
 
 def is_own(address: Address) -> bool:
