@@ -21,6 +21,8 @@ import pytest
 from e2b_code_interpreter import E2B, AsyncSandbox
 
 from e2b_agent_mcp.engine import EngineAddress, EngineOptions
+from e2b_agent_mcp.lifecycle import E2BParams, Progress
+from e2b_agent_mcp.settings import Secret
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -77,6 +79,20 @@ async def sandbox(e2b: E2B) -> AsyncIterator[AsyncSandbox]:
     sandbox = await e2b.AsyncSandbox.create(timeout=120)
     yield sandbox
     await sandbox.kill()
+
+
+class Connector:
+    """What the server passes as `connect`, for an engine that is there already."""
+
+    def __init__(self, address: EngineAddress) -> None:
+        self.address = address
+
+    async def __call__(self, *, on_progress: Progress | None) -> E2BParams:
+        return E2BParams(
+            api_key=Secret(self.address.api_key),
+            api_url=self.address.api_url,
+            sandbox_url=self.address.sandbox_url,
+        )
 
 
 def client(address: EngineAddress) -> E2B:

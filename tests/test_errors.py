@@ -5,6 +5,8 @@ import json
 import e2b
 import httpx
 import pytest
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError
 
 from e2b_agent_mcp.errors import (
     AuthenticationError,
@@ -125,6 +127,45 @@ REFUSED = httpx.Request("GET", "http://e2b")
             SandboxUnavailableError,
             "not JSON",
             id="a gateway's HTML",
+        ),
+        pytest.param(
+            e2b.TimeoutException("Bad Gateway: This error is likely due to sandbox timeout. You…"),
+            SandboxUnavailableError,
+            "did not reach the sandbox",
+            id="a gateway's 502 before the interpreter",
+        ),
+        pytest.param(
+            e2b.SandboxUnreachableException("Bad Gateway: The sandbox could not be reached…"),
+            SandboxUnavailableError,
+            "did not reach the sandbox",
+            id="a gateway's 502 before envd",
+        ),
+        pytest.param(
+            e2b.SandboxException("503 Service Unavailable: <html>"),
+            SandboxUnavailableError,
+            "503",
+            id="a gateway's 503 before the sandbox",
+        ),
+        pytest.param(
+            e2b.SandboxException("429 Too Many Requests"), RateLimitError, "limit", id="429 there"
+        ),
+        pytest.param(
+            e2b.SandboxException("500 Internal Server Error"),
+            SandboxError,
+            "end the session",
+            id="500 of the interpreter",
+        ),
+        pytest.param(
+            e2b.SandboxException("Code.INTERNAL: envd sent a response that could not be decoded"),
+            SandboxUnavailableError,
+            "not E2B's",
+            id="a gateway's answer to an RPC",
+        ),
+        pytest.param(
+            ConnectError(Code.UNAVAILABLE, "connection reset"),
+            SandboxUnavailableError,
+            "could not be reached",
+            id="an RPC that was cut off",
         ),
         pytest.param(
             Exception("Body of the request is None"),

@@ -15,6 +15,7 @@ import pytest
 from e2b_code_interpreter import E2B
 
 import e2b_agent_mcp
+from conftest import Connector
 from e2b_agent_mcp.connection import engine_options
 from e2b_agent_mcp.engine import EngineAddress, EngineOptions, find, stop
 from e2b_agent_mcp.errors import (
@@ -27,9 +28,7 @@ from e2b_agent_mcp.errors import (
     TooLargeError,
 )
 from e2b_agent_mcp.lifecycle import (
-    E2BParams,
     Lease,
-    Progress,
     Run,
     SandboxManager,
     output,
@@ -48,20 +47,6 @@ from e2b_agent_mcp.settings import (
 )
 
 SETTINGS = Settings(sandboxes=SandboxSettings(idle_after=120))
-
-
-class Connector:
-    """What the server passes as `connect`, for an engine that is there already."""
-
-    def __init__(self, address: EngineAddress) -> None:
-        self.address = address
-
-    async def __call__(self, *, on_progress: Progress | None) -> E2BParams:
-        return E2BParams(
-            api_key=Secret(self.address.api_key),
-            api_url=self.address.api_url,
-            sandbox_url=self.address.sandbox_url,
-        )
 
 
 @pytest.fixture

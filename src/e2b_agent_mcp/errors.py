@@ -29,6 +29,7 @@ fails is a result, never one of these; any other exception is a defect of ours.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
@@ -145,7 +146,7 @@ def sandbox_errors(doing: str) -> Iterator[None]:
     """Translates what the E2B SDK and its HTTP client raise into `SandboxError`s.
 
     `doing` completes "While …": "creating a sandbox". The SDK raises outside its own tree: two
-    classes derive from `Exception`, connection failures are raw httpx errors, a gateway's
+    classes derive from `Exception`, connection failures are raw httpx or RPC errors, a gateway's
     non-JSON answer surfaces as `JSONDecodeError`, an empty one as a bare `Exception`.
     """
     try:
@@ -161,23 +162,37 @@ def sandbox_errors(doing: str) -> Iterator[None]:
 
 # httpx and e2b are imported only when something failed: together they cost over a second.
 def _transport_error(exc: Exception, doing: str) -> SandboxError | None:
+    import connectrpc.errors
     import httpx
 
     if isinstance(exc, (httpx.TimeoutException, TimeoutError)):
         return _no_answer(doing)
     if isinstance(exc, json.JSONDecodeError):
-        return SandboxUnavailableError(
-            f"A gateway or proxy before E2B failed while {doing}: its answer is not JSON.",
-            hint="Wait a moment and try again; check E2B_API_URL and HTTPS_PROXY.",
-        )
+        return _gateway_failed(doing, "its answer is not JSON")
+    if isinstance(exc, connectrpc.errors.ConnectError):
+        return _unreachable(exc.__cause__ or exc, doing)
     if not isinstance(exc, (httpx.HTTPError, OSError)):
         return None
+    return _unreachable(exc, doing)
+
+
+def _unreachable(exc: BaseException, doing: str) -> SandboxError:
+    import httpx
+
     error = SandboxUnavailableError(
         f"E2B could not be reached while {doing} ({type(exc).__name__}).",
         hint="Check the network, HTTPS_PROXY, E2B_DOMAIN and E2B_API_URL, then try again.",
     )
-    error.reached = not isinstance(exc, httpx.ConnectError)
+    # Below the RPCs, `ConnectionError` stands for a connection that did not come about.
+    error.reached = not isinstance(exc, (httpx.ConnectError, ConnectionError))
     return error
+
+
+def _gateway_failed(doing: str, how: str) -> SandboxError:
+    return SandboxUnavailableError(
+        f"A gateway or proxy before E2B failed while {doing}: {how}.",
+        hint="Wait a moment and try again; check E2B_API_URL and HTTPS_PROXY.",
+    )
 
 
 def _sdk_error(exc: Exception, doing: str) -> E2BAgentError | None:
@@ -190,14 +205,12 @@ def _sdk_error(exc: Exception, doing: str) -> E2BAgentError | None:
             "or unset it to use the embedded engine.",
         )
     if isinstance(exc, e2b.RateLimitException):
-        return RateLimitError(
-            f"E2B refused for now while {doing}: a rate or sandbox limit is reached.",
-            hint="Wait a moment and try again, or end sessions that are no longer needed.",
-        )
+        return _rate_limited(doing)
     if isinstance(exc, (e2b.SandboxNotRunningException, e2b.SandboxNotFoundException)):
         return _lost(str(exc), doing)
     if isinstance(exc, e2b.TimeoutException):
-        return _sdk_timeout(str(exc), doing)
+        unreachable = isinstance(exc, e2b.SandboxUnreachableException)
+        return _sdk_timeout(str(exc), doing, unreachable=unreachable)
     if isinstance(exc, (e2b.NotFoundException, e2b.FileNotFoundException)):
         return NotFoundError(f"Not found while {doing}: {exc}")
     if isinstance(exc, e2b.InvalidArgumentException):
@@ -222,8 +235,9 @@ def _sdk_error(exc: Exception, doing: str) -> E2BAgentError | None:
     return None
 
 
-def _sdk_timeout(text: str, doing: str) -> SandboxError:
-    """E2B's timeouts also stand for a sandbox that is gone, told apart by their words alone."""
+def _sdk_timeout(text: str, doing: str, *, unreachable: bool) -> SandboxError:
+    """E2B's timeouts also stand for a sandbox that is gone and for every other 502, told apart by
+    their words alone."""
     if "was not found" in text or "was killed" in text:
         return _lost(text, doing)
     if "port is not open" in text:
@@ -232,10 +246,14 @@ def _sdk_timeout(text: str, doing: str) -> SandboxError:
             hint="If it never does, the template lacks the code interpreter: "
             "unset E2B_AGENT_MCP_E2B_TEMPLATE, or build it from code-interpreter-v1.",
         )
+    if unreachable or "likely due to sandbox timeout" in text:
+        return _gateway_failed(doing, "it did not reach the sandbox")
     return _no_answer(doing)
 
 
 def _refused(status: int | None, text: str, doing: str) -> SandboxError:
+    if status is None:
+        return _refused_by_sandbox(text, doing)
     if status in (500, 502, 504):
         return SandboxUnavailableError(
             f"E2B failed while {doing}: {text}", hint="Wait a moment and try again."
@@ -246,6 +264,28 @@ def _refused(status: int | None, text: str, doing: str) -> SandboxError:
     elif status == 405 or (status == 404 and "template" not in text.lower()):
         hint = "This E2B server may be older than the installed SDK: update it."
     return SandboxError(f"E2B refused while {doing}: {text}", hint=hint)
+
+
+def _refused_by_sandbox(text: str, doing: str) -> SandboxError:
+    """What a sandbox's services say, or a gateway before them, is told apart by the text alone."""
+    status = re.match(r"\d{3}\b", text)
+    if status is not None and status[0] == "429":
+        return _rate_limited(doing)
+    if status is not None and status[0] in ("502", "503", "504"):
+        return _gateway_failed(doing, text)
+    if "could not be decoded" in text or "invalid content-type" in text:
+        return _gateway_failed(doing, "its answer is not E2B's")
+    return SandboxError(
+        f"The sandbox failed while {doing}: {text}",
+        hint="Try again; if it fails again, end the session to get a new sandbox.",
+    )
+
+
+def _rate_limited(doing: str) -> SandboxError:
+    return RateLimitError(
+        f"E2B refused for now while {doing}: a rate or sandbox limit is reached.",
+        hint="Wait a moment and try again, or end sessions that are no longer needed.",
+    )
 
 
 def _no_answer(doing: str) -> SandboxTimeoutError:

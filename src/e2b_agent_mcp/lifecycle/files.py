@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
-from e2b_agent_mcp.errors import E2BAgentError, InvalidArgumentError, TooLargeError
+from e2b_agent_mcp.errors import (
+    E2BAgentError,
+    InvalidArgumentError,
+    SandboxUnavailableError,
+    TooLargeError,
+)
 from e2b_agent_mcp.lifecycle.access import Access
 from e2b_agent_mcp.lifecycle.control import bounded
 from e2b_agent_mcp.lifecycle.session import Stamp
@@ -110,9 +115,9 @@ class Files(Access):
             "reading a file", lambda: self.sandbox.files.read(path, format="stream")
         )
         async with reader:
-            yield self._pieces(reader, path)
+            yield self._pieces(reader, info)
 
-    async def _pieces(self, reader: AsyncIterator[bytes], path: str) -> AsyncIterator[bytes]:
+    async def _pieces(self, reader: AsyncIterator[bytes], info: FileInfo) -> AsyncIterator[bytes]:
         limit = self._settings.files.size_limit
         size = 0
         while (
@@ -120,15 +125,22 @@ class Files(Access):
         ) is not None:
             size += len(piece)
             if size > limit:  # it grew while it was read
-                raise _too_large(path, limit)
+                raise _too_large(info.path, limit)
             yield piece
+        if size < info.size:
+            raise SandboxUnavailableError(
+                f"{info.path} ended after {size:,} of its {info.size:,} bytes: it was cut off on "
+                "the way, or became shorter while it was read.",
+                hint="Read it again.",
+            )
 
     async def write_file(self, path: str, data: bytes | AsyncIterable[bytes]) -> None:
         """Writes the whole file and makes its folders; the caller bounds the size of a stream."""
         limit = self._settings.files.size_limit
         if isinstance(data, bytes) and len(data) > limit:
             raise _too_large(path, limit)
-        seconds = self._settings.sandboxes.request_timeout + limit / TRANSFER_RATE
+        most = len(data) if isinstance(data, bytes) else limit
+        seconds = self._settings.sandboxes.request_timeout + most / TRANSFER_RATE
         self._session.baseline = None
         if not isinstance(data, bytes):
             # A stream can be read once only, so the sandbox has to be there.

@@ -22,7 +22,7 @@ from e2b_agent_mcp.errors import (
 )
 from e2b_agent_mcp.lifecycle.files import Files
 from e2b_agent_mcp.lifecycle.output import OUTPUT_LIMIT, Flood, Output, Received
-from e2b_agent_mcp.lifecycle.stopping import RESTART_LIMIT, Stopping
+from e2b_agent_mcp.lifecycle.stopping import RESTART_LIMIT, Stopping, complete
 
 if TYPE_CHECKING:
     from e2b import AsyncCommandHandle, CommandResult
@@ -148,6 +148,7 @@ class Lease(Files, Stopping):
                     on_error=received.error,
                     timeout=0,
                 )
+                complete(execution)
                 self._session.unsettled = False
                 self._session.executions = execution.execution_count or 0
                 return _outcome(execution)

@@ -214,13 +214,15 @@ class SandboxManager:
         await self._control.connect()
         if (creation := self._creations.get(key)) is not None:
             await creation.done.wait()
-        sandboxes = {item.sandbox_id for item in await self._control.find(of_session(key))}
+        found = {item.sandbox_id for item in await self._control.find(of_session(key))}
+        sandboxes = set(found)
         if (session := self._sessions.get(key)) is not None:
             sandboxes.add(session.slot.sandbox_id)
             session.slot.drop()
             session.clear()
         killed = [await self._control.kill(item) for item in sorted(sandboxes) if item]
-        return any(killed)
+        # Killed also where E2B knows nothing of it: the answer to an earlier attempt was lost.
+        return bool(found) or any(killed)
 
     async def prune(self, owner: str | None = None, *, dry_run: bool = False) -> list[SessionInfo]:
         """Ends the owner's paused sandboxes that nobody wants any more, and says which they are.

@@ -24,6 +24,7 @@ from e2b_agent_mcp.pool import EXPLAIN_STUCK
 
 if TYPE_CHECKING:
     from e2b import AsyncCommandHandle
+    from e2b_code_interpreter import Execution
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +86,10 @@ class Stopping(Access):
 
     async def _probe(self) -> None:
         # Waits for its turn behind whatever the context still runs.
-        execution = await self.sandbox.run_code("pass", timeout=0)
+        execution = complete(await self.sandbox.run_code("pass", timeout=0))
         if execution.error is not None and execution.error.name == "KeyboardInterrupt":
             # Meant for the code before it, and late.
-            execution = await self.sandbox.run_code("pass", timeout=0)
+            execution = complete(await self.sandbox.run_code("pass", timeout=0))
         if execution.error is not None:
             raise SandboxError(f"The interpreter answered {execution.error.name}.")
         self._session.executions = execution.execution_count or 0
@@ -121,3 +122,13 @@ class Stopping(Access):
                     await handle.disconnect()
             except E2BAgentError as exc:
                 logger.warning("command of sandbox=%s not stopped: %s", self._sandbox_id, exc)
+
+
+def complete(execution: "Execution") -> "Execution":
+    """The SDK takes an empty answer of a gateway for a run that did nothing."""
+    if execution.execution_count is None and execution.error is None:
+        raise SandboxUnavailableError(
+            "E2B's answer was incomplete while running code: whether the code ran is not known.",
+            hint="Look at what it did before running it again.",
+        )
+    return execution
