@@ -31,7 +31,7 @@ RELAY_PORT = 3128
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     prepare(options)
-    serve(options)
+    Guest(GuestConfig.of(options)).serve(options)
 
 
 def prepare(options: Namespace, *, keep: frozenset[int] = frozenset()) -> None:
@@ -46,14 +46,20 @@ def prepare(options: Namespace, *, keep: frozenset[int] = frozenset()) -> None:
         prepare_home(config)
 
 
-def serve(options: Namespace, nursery: Nursery | None = None) -> None:
-    """Kernels come from the nursery, if there is one."""
-    config = GuestConfig.of(options)
-    environment = Environment.of_process(config, os.environ)
-    listener = _listener(options)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(config, environment, nursery),
+class Guest:
+    """A guest that serves as soon as it is told for which sandbox; all of them have one home.
+
+    Making one is what costs time and memory: a zygote does it once, for all of its boxes.
+    """
+
+    def __init__(self, config: GuestConfig) -> None:
+        self._config = config
+        self._environment = Environment()
+        self._nursery = Nursery()
+        settings = uvicorn.Config(
+            create_app(self._config, self._environment, self._nursery),
+            http="h11",
+            loop="asyncio",
             log_level="warning",
             access_log=False,
             proxy_headers=False,
@@ -63,8 +69,16 @@ def serve(options: Namespace, nursery: Nursery | None = None) -> None:
             timeout_graceful_shutdown=GOODBYE,
             timeout_keep_alive=3600,  # seconds; the engine decides, it is the only client
         )
-    )
-    anyio.run(_serve, server, listener, config, _keep_stdin())
+        settings.load()
+        self._server = uvicorn.Server(settings)
+
+    def serve(self, options: Namespace, nursery: socket.socket | None = None) -> None:
+        """Kernels come from the nursery, if there is one."""
+        self._config.learn(options)
+        self._environment.start_from(self._config, os.environ)
+        if nursery is not None:
+            self._nursery.attach(nursery)
+        anyio.run(_serve, self._server, _listener(options), self._config, _keep_stdin())
 
 
 def parse(arguments: Sequence[str] | None) -> Namespace:

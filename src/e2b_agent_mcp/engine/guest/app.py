@@ -27,9 +27,7 @@ def create_tunnel() -> PortTunnel:
     return PortTunnel(frozenset({ENVD_PORT, INTERPRETER_PORT}))
 
 
-def create_app(
-    config: GuestConfig, environment: Environment, nursery: Nursery | None = None
-) -> Starlette:
+def create_app(config: GuestConfig, environment: Environment, nursery: Nursery) -> Starlette:
     services = {
         ENVD_PORT: create_envd(config, environment),
         INTERPRETER_PORT: create_interpreter(config, environment, nursery),

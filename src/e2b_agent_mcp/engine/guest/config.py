@@ -19,9 +19,12 @@ USERS = frozenset({"user", "root"})  # one uid in a box: both names mean it
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class GuestConfig:
-    """`python` runs kernels; `site` holds the template's packages (read-only in a box)."""
+    """`python` runs kernels; `site` holds the template's packages (read-only in a box).
+
+    One object per guest, shared: what it holds is read when it is needed.
+    """
 
     home: Path = Path("/home/user")
     user: str = "user"
@@ -51,7 +54,13 @@ class GuestConfig:
 
     @classmethod
     def of(cls, options: Namespace) -> Self:
-        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
+        config = cls()
+        config.learn(options)
+        return config
+
+    def learn(self, options: Namespace) -> None:
+        for field in fields(self):
+            setattr(self, field.name, getattr(options, field.name))
 
 
 class Environment:
@@ -60,18 +69,17 @@ class Environment:
     One object per guest, shared: `set_variables` changes what the *next* process sees.
     """
 
-    def __init__(self, base: Mapping[str, str]) -> None:
-        self._base = dict(base)
+    def __init__(self) -> None:
+        self._base: dict[str, str] = {}
         self._variables: dict[str, str] = {}
 
-    @classmethod
-    def of_process(cls, config: GuestConfig, environ: Mapping[str, str]) -> Self:
+    def start_from(self, config: GuestConfig, environ: Mapping[str, str]) -> None:
         names = {
             "HOME": str(config.home),
             "USER": config.user,
             "LOGNAME": config.user,
         }
-        return cls({"PATH": DEFAULT_PATH, "LANG": "C.UTF-8"} | dict(environ) | names)
+        self._base = {"PATH": DEFAULT_PATH, "LANG": "C.UTF-8"} | dict(environ) | names
 
     @property
     def variables(self) -> Mapping[str, str]:

@@ -28,7 +28,6 @@ from .bubblewrap import (
     Bind,
     BoxSpec,
     build_arguments,
-    build_command,
     build_environment,
     build_outer_arguments,
 )
@@ -264,11 +263,10 @@ class Zygote:
             template=_Inside(tuple(Bind(Path(at), at) for _, at in spec.template.binds)),
         )
         arguments = build_arguments(inside, launcher.tree, disable_userns=launcher.disable_userns)
-        guest = build_command(replace(spec, listener=None, command=None), platform.release())
         request = {
             "bubblewrap": [program, *arguments],
             "environment": build_environment(spec),
-            "guest": guest[len(spec.template.command) :],
+            "guest": {"limits": spec.limits.to_json(platform.release())},
             "program": spec.command or (),
             "kills": restraints.kills.words,
             "names": names,

@@ -20,14 +20,17 @@ from starlette.types import Receive, Scope, Send
 from ..config import Environment, GuestConfig
 from .contexts import Context, ContextNotFoundError, ContextRefusedError, Contexts, Execution
 from .languages import PYTHON
-from .messages import KEEPALIVE, write_line
+from .messages import END, KEEPALIVE, write_line
 from .nursery import Nursery
 
+# Every write passes through three programs: what is said within a MOMENT is one.
+MOMENT = 0.005  # seconds
+FULL = 256 * 1024  # bytes
 KEEPALIVE_INTERVAL = 5.0  # seconds of silence; a write is how a vanished client is noticed
 
 
 def create_interpreter(
-    config: GuestConfig, environment: Environment, nursery: Nursery | None = None
+    config: GuestConfig, environment: Environment, nursery: Nursery
 ) -> Starlette:
     """Its contexts live in its lifespan, which the caller runs."""
 
@@ -164,13 +167,21 @@ class ExecutionResponse(Response):
         await send(headers)
         finished = False
         while not finished:
-            event = KEEPALIVE
-            with anyio.move_on_after(KEEPALIVE_INTERVAL):
-                event = await execution.events.receive()
-            finished = event["type"] == "end_of_execution"
-            body = {"type": "http.response.body", "body": write_line(event), "more_body": True}
-            await send(body)
-        await send({"type": "http.response.body", "body": b""})
+            lines, finished = await _next_lines(execution)
+            await send({"type": "http.response.body", "body": lines, "more_body": not finished})
+
+
+async def _next_lines(execution: Execution) -> tuple[bytes, bool]:
+    """What was said within a moment, and whether it is the last."""
+    event = KEEPALIVE
+    with anyio.move_on_after(KEEPALIVE_INTERVAL):
+        event = await execution.events.receive()
+    lines = write_line(event)
+    with anyio.move_on_after(MOMENT):
+        while event is not END and event is not KEEPALIVE and len(lines) < FULL:
+            event = await execution.events.receive()
+            lines += write_line(event)
+    return lines, event is END
 
 
 async def _cancel_at_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:

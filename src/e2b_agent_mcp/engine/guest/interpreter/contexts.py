@@ -92,7 +92,7 @@ class Context:
         cwd: Path,
         config: GuestConfig,
         environment: Environment,
-        nursery: Nursery | None,
+        nursery: Nursery,
     ) -> None:
         self.id = str(uuid.uuid4())
         self.language = language
@@ -197,9 +197,7 @@ class Context:
         self, connection_file: Path, environ: Mapping[str, str], log: Path
     ) -> KernelProcess | None:
         """None where only a program that is started would be the kernel that is asked for."""
-        if self._nursery is None or self.language is not PYTHON:
-            return None
-        if not is_untouched(self._config.python):
+        if self.language is not PYTHON or not is_untouched(self._config.python):
             return None
         try:
             return KernelProcess.adopt(
@@ -319,7 +317,7 @@ class Contexts:
         self,
         config: GuestConfig,
         environment: Environment,
-        nursery: Nursery | None,
+        nursery: Nursery,
         tasks: TaskGroup,
     ) -> None:
         self._config = config
@@ -332,7 +330,7 @@ class Contexts:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, config: GuestConfig, environment: Environment, nursery: Nursery | None = None
+        cls, config: GuestConfig, environment: Environment, nursery: Nursery
     ) -> AsyncIterator[Self]:
         """The Python kernel starts at once, so that the first execution finds it."""
         async with anyio.create_task_group() as tasks:

@@ -36,9 +36,12 @@ class ForkedKernel(NamedTuple):
 
 
 class Nursery:
-    """The guest's end. Python kernels only."""
+    """The guest's end. Python kernels only, and none at all before it is attached."""
 
-    def __init__(self, wishes: socket.socket) -> None:
+    def __init__(self) -> None:
+        self._wishes: socket.socket | None = None
+
+    def attach(self, wishes: socket.socket) -> None:
         wishes.setblocking(False)
         wishes.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_WISH)
         self._wishes = wishes
@@ -47,6 +50,8 @@ class Nursery:
         self, connection_file: Path, *, environ: Mapping[str, str], cwd: Path, log: Path
     ) -> ForkedKernel:
         """Raises `OSError` as starting a program would."""
+        if self._wishes is None:
+            raise OSError("there is no nursery")
         wish = {
             "environment": dict(environ),
             "cwd": str(cwd),

@@ -40,7 +40,7 @@ def main(control: int) -> None:
 
     for name in SERVING:
         import_module(name)
-    server.serve(control, nursery.Imports.since(modules, variables))
+    server.serve(control, nursery.Imports.since(modules, variables), nursery.Unborn())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import select
 import socket
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
@@ -17,11 +18,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from .. import __main__ as guest
+from ..config import GuestConfig
 from ..interpreter import nursery as client
+from ..kills import Kills
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-
     from .server import Request
 
 STARTUP = Path(client.__file__).parent / "startup"
@@ -37,12 +38,28 @@ class Imports(NamedTuple):
     @classmethod
     def since(cls, imported: Collection[str], variables: dict[str, str]) -> Self:
         """User code that imports a package which the guest has too gets its own."""
-        return cls(
-            variables, [name for name in sys.modules if name not in imported and _is_ours(name)]
-        )
+        ours = [name for name in sys.modules if name not in imported and _is_ours(name)]
+        return cls(variables, ours)
 
 
-def run(request: "Request", hold: int, imports: Imports) -> None:
+class Unborn:
+    """A guest that lacks nothing but what its box tells; the parser of options costs it too."""
+
+    def __init__(self) -> None:
+        self.guest = guest.Guest(GuestConfig())
+        self._options = guest.parse(["--listen-fd", "-1"])
+
+    def options(self, request: "Request") -> Namespace:
+        given = request.descriptors
+        told = {
+            **request.guest,
+            "listen_fd": given.listener,
+            "kills": Kills(tuple(given.kills), request.kills),
+        }
+        return Namespace(**{**vars(self._options), **told})
+
+
+def run(request: "Request", hold: int, imports: Imports, unborn: Unborn) -> None:
     """Returns when the guest or, in a forked process, the kernel has ended."""
     given = request.descriptors
     for fd, standard in ((given.stdin, 0), (given.log, 1), (given.log, 2)):
@@ -52,15 +69,14 @@ def run(request: "Request", hold: int, imports: Imports) -> None:
     if request.program:
         _start_program(request.program, hold)
         return
-    kills = json.dumps({"descriptors": given.kills, "words": request.kills})
-    options = guest.parse([*request.guest, "--listen-fd", str(given.listener), "--kills", kills])
+    options = unborn.options(request)
     guest.prepare(options, keep=frozenset({hold}))
     ours, guests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     child = os.fork()
     if child == 0:
         os.close(hold)
         ours.close()
-        _serve_guest(options, guests)
+        _serve_guest(unborn.guest, options, guests)
         return
     guests.close()
     for fd in (given.listener, *given.kills):
@@ -83,12 +99,12 @@ def _start_program(program: list[str], hold: int) -> None:
     os.waitpid(child, 0)
 
 
-def _serve_guest(options: "Namespace", nursery: socket.socket) -> None:
+def _serve_guest(ready: guest.Guest, options: Namespace, nursery: socket.socket) -> None:
     """Imports from now on are as safe as a guest's that was started: nothing from the home."""
     root, home = Path(guest.__file__).parent.parent, os.environ["HOME"]
     sys.path[:] = [entry for entry in sys.path if entry and not entry.startswith(home)]
     sys.path.append(str(root / "site"))
-    guest.serve(options, client.Nursery(nursery))
+    ready.serve(options, nursery)
 
 
 class _Nursery:

@@ -24,7 +24,7 @@ class Request(NamedTuple):
 
     bubblewrap: list[str]
     environment: dict[str, str]
-    guest: list[str]  # arguments
+    guest: dict[str, str]  # what only this box knows, by option
     program: list[str]
     kills: dict[str, str]
     descriptors: "Descriptors"
@@ -53,7 +53,7 @@ class Descriptors(NamedTuple):
         return cls(**found)
 
 
-def serve(control: int, imports: nursery.Imports) -> None:
+def serve(control: int, imports: nursery.Imports, unborn: nursery.Unborn) -> None:
     _become_forkable()
     with socket.socket(fileno=control) as engine:
         socket.send_fds(engine, [b"ready"], [os.pidfd_open(os.getpid())])
@@ -61,7 +61,7 @@ def serve(control: int, imports: nursery.Imports) -> None:
     if request is None:
         return
     hold = entrance.enter(request)
-    nursery.run(request, hold, imports)
+    nursery.run(request, hold, imports, unborn)
 
 
 def _become_forkable() -> None:

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, ClassVar
 
 # Looking for debugpy costs a kernel 140 ms and 10 MiB. A user may still import it.
@@ -65,12 +66,16 @@ class KernelApp(IPKernelApp):
     def parse_command_line(self, argv: Any = None) -> None:
         """There is none."""
 
+    def init_heartbeat(self) -> None:
+        """Nobody listens to it; it would be three threads."""
+
     def init_kernel(self) -> None:
-        with _unlisted_modules(ipkernel):  # their files would be for a debugger, which we have not
+        # The files of all modules would be for a debugger, which we have not.
+        with _replaced(ipkernel, "sys", _SystemWithoutModules()):
             super().init_kernel()
 
     def init_code(self) -> None:
-        with _unlisted_modules(shellapp):
+        with _replaced(shellapp, "sys", _SystemWithoutModules()):
             super().init_code()
         self.shell._sys_modules_keys = self.modules  # `%reset -f aggressive` spares them
 
@@ -86,14 +91,14 @@ class KernelApp(IPKernelApp):
         super().init_iopub(Lossless(shadow=context))
 
 
-# `Any`: a module that has imported `sys`.
 @contextmanager
-def _unlisted_modules(reader: Any) -> Iterator[None]:
-    reader.sys = _SystemWithoutModules()
+def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        reader.sys = sys
+        setattr(module, name, before)
 
 
 class _SystemWithoutModules:
@@ -136,6 +141,7 @@ def _config() -> Config:
     config.InteractiveShell.autocall = 0
     config.PlainTextFormatter.max_seq_length = 0
     config.HistoryManager.enabled = False
+    config.IPythonKernel._execute_sleep = 0.0  # for streams that may not have flushed; ours have
     return config
 
 
