@@ -15,6 +15,7 @@ from e2b_agent_mcp.errors import (
     NotFoundError,
     RateLimitError,
     SandboxError,
+    SandboxLimitError,
     SandboxLostError,
     SandboxTimeoutError,
     SandboxUnavailableError,
@@ -46,7 +47,13 @@ REFUSED = httpx.Request("GET", "http://e2b")
         pytest.param(
             e2b.AuthenticationException("401"), AuthenticationError, "E2B_API_KEY", id="bad key"
         ),
-        pytest.param(e2b.RateLimitException("429"), RateLimitError, "limit", id="429"),
+        pytest.param(e2b.RateLimitException("429"), RateLimitError, "requests", id="429"),
+        pytest.param(
+            e2b.RateLimitException("429: the maximum number of concurrent sandboxes (20)"),
+            SandboxLimitError,
+            "maximum number of concurrent sandboxes (20)",
+            id="429 for the number of sandboxes",
+        ),
         pytest.param(e2b.ServiceBusyException("503"), SandboxUnavailableError, "busy", id="503"),
         pytest.param(
             e2b.SandboxNotFoundException("x"), SandboxLostError, "ended", id="sandbox is gone"
@@ -147,7 +154,10 @@ REFUSED = httpx.Request("GET", "http://e2b")
             id="a gateway's 503 before the sandbox",
         ),
         pytest.param(
-            e2b.SandboxException("429 Too Many Requests"), RateLimitError, "limit", id="429 there"
+            e2b.SandboxException("429 Too Many Requests"),
+            RateLimitError,
+            "requests",
+            id="429 there",
         ),
         pytest.param(
             e2b.SandboxException("500 Internal Server Error"),

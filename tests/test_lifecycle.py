@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import anyio
 import pytest
 from e2b_code_interpreter import E2B
 
 import e2b_agent_mcp
-from conftest import Connector
+from conftest import Connector, running_engine
 from e2b_agent_mcp.connection import engine_options
 from e2b_agent_mcp.engine import EngineAddress, EngineOptions, find, stop
 from e2b_agent_mcp.errors import (
@@ -231,10 +232,17 @@ async def test_a_session_does_not_wait_for_another(
         assert runs[0].status == "ok"
 
 
+# Limits
+
+
+def limited(**settings: Any) -> Settings:
+    return replace(SETTINGS, sandboxes=SandboxSettings(idle_after=120, **settings))
+
+
 async def test_the_limit_is_refused_by_the_option_that_sets_it(
     engine: EngineAddress, key: SessionKey
 ) -> None:
-    few = replace(SETTINGS, sandboxes=SandboxSettings(max=1))
+    few = limited(max=1, at_limit="refuse")
     async with SandboxManager(few, connect=Connector(engine)) as manager:
         async with manager.lease(key):
             pass
@@ -244,6 +252,147 @@ async def test_the_limit_is_refused_by_the_option_that_sets_it(
         await manager.end_session(key)
         async with manager.lease(SessionKey(key.owner, "other")) as lease:
             assert lease.state == "created"
+
+
+async def test_at_the_limit_the_session_longest_unused_pauses_and_loses_nothing(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    names = ["first", "second", "third"]
+    async with SandboxManager(limited(max=2), connect=Connector(engine)) as manager:
+        for name in names:
+            async with manager.lease(SessionKey(key.owner, name)) as lease:
+                await text(lease, f"x = {name!r}")
+        listed = await manager.list_sessions(key.owner)
+        assert {s.name: s.state for s in listed} == {
+            "first": "paused",
+            "second": "running",
+            "third": "running",
+        }
+        for name in names:
+            async with manager.lease(SessionKey(key.owner, name)) as lease:
+                assert (await text(lease, "x"), lease.state) == (name, "resumed")
+        states = [s.state for s in await manager.list_sessions(key.owner)]
+        assert sorted(states) == ["paused", "running", "running"]
+
+
+async def test_an_owner_at_its_own_limit_pauses_its_own_and_keeps_nobody_waiting(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    other = SessionKey(uuid.uuid4().hex, "analysis")
+    async with SandboxManager(limited(max_per_owner=1), connect=Connector(engine)) as manager:
+        async with manager.lease(other):
+            pass
+        async with manager.lease(key), anyio.create_task_group() as tasks:
+            waiting = anyio.Event()
+
+            async def on_progress(_: str) -> None:
+                waiting.set()
+
+            async def wait() -> None:
+                async with manager.lease(SessionKey(key.owner, "b"), on_progress=on_progress):
+                    pytest.fail("its owner's only place is taken")
+
+            tasks.start_soon(wait)
+            await waiting.wait()
+            async with manager.lease(SessionKey(other.owner, "b")) as lease:
+                assert lease.state == "created"
+            assert {s.name: s.state for s in await manager.list_sessions(other.owner)} == {
+                "analysis": "paused",
+                "b": "running",
+            }
+            tasks.cancel_scope.cancel()
+        for name in ("analysis", "b"):
+            await manager.end_session(SessionKey(other.owner, name))
+
+
+async def test_who_waits_for_a_place_is_served_in_the_order_of_arrival(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    served: list[str] = []
+    names = ["one", "two", "three"]
+    async with SandboxManager(limited(max=1), connect=Connector(engine)) as manager:
+
+        async def use(name: str) -> None:
+            async with manager.lease(SessionKey(key.owner, name)):
+                served.append(name)
+
+        def waiting() -> int:
+            doors = [*manager._places._owner_doors.values(), manager._places._door]
+            return sum(d.statistics().tasks_waiting + d.locked() for d in doors)
+
+        async with anyio.create_task_group() as tasks, manager.lease(key):
+            for name in names:
+                before = waiting()
+                tasks.start_soon(use, name)
+                with anyio.fail_after(30):
+                    while waiting() == before:
+                        await anyio.sleep(0.01)
+        assert served == names
+
+
+async def test_the_wait_for_a_place_has_an_end(engine: EngineAddress, key: SessionKey) -> None:
+    few = limited(max=1, create_timeout=1)
+    async with SandboxManager(few, connect=Connector(engine)) as manager, manager.lease(key):
+        with (
+            pytest.raises(SandboxLimitError, match="All of them are in use"),
+            anyio.fail_after(20),
+        ):
+            async with manager.lease(SessionKey(key.owner, "other")):
+                pass
+
+
+async def test_a_new_server_counts_what_its_predecessor_left_running(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    few = limited(max=1, at_limit="refuse")
+    async with SandboxManager(few, connect=Connector(engine)) as manager, manager.lease(key):
+        pass
+    async with SandboxManager(few, connect=Connector(engine)) as manager:
+        with pytest.raises(SandboxLimitError):
+            async with manager.lease(SessionKey(key.owner, "other")):
+                pass
+        async with manager.lease(key) as lease:
+            assert lease.state == "reused"
+
+
+async def test_the_accounts_own_limit_is_learnt_and_room_is_made(
+    fresh_options: EngineOptions,
+) -> None:
+    with running_engine(replace(fresh_options, max_sandboxes=2)) as small:
+        async with SandboxManager(limited(), connect=Connector(small)) as manager:
+            key = SessionKey(uuid.uuid4().hex, "three")
+            async with (
+                manager.lease(SessionKey(key.owner, "one")),
+                manager.lease(SessionKey(key.owner, "two")),
+            ):
+                pass
+            refused = limited(at_limit="refuse")
+            async with SandboxManager(refused, connect=Connector(small)) as other:
+                with pytest.raises(SandboxLimitError, match="max_sandboxes"), anyio.fail_after(30):
+                    async with other.lease(key):
+                        pass
+
+            # The engine counts paused ones too, so room comes from an ended session here.
+            async with anyio.create_task_group() as tasks:
+                waiting = anyio.Event()
+
+                async def use() -> None:
+                    async with manager.lease(key, on_progress=on_progress) as lease:
+                        assert lease.state == "created"
+
+                async def on_progress(message: str) -> None:
+                    if message.startswith("Waiting"):
+                        waiting.set()
+
+                tasks.start_soon(use)
+                with anyio.fail_after(60):
+                    await waiting.wait()
+                await manager.end_session(SessionKey(key.owner, "two"))
+            for session in await manager.list_sessions(key.owner):
+                await manager.end_session(SessionKey(key.owner, session.name))
+
+
+# The end of a session
 
 
 async def test_an_ended_session_starts_anew_and_has_lost_nothing(
@@ -448,7 +597,7 @@ async def test_an_engine_that_ended_is_started_again_and_the_loss_told(
     assert await stop(engine_options(settings))
 
 
-async def test_an_engine_killed_under_a_run_is_a_lost_sandbox(
+async def test_an_engine_killed_under_a_run_costs_the_variables_and_says_so(
     fresh_options: EngineOptions, key: SessionKey
 ) -> None:
     folders = EngineSettings(
@@ -458,13 +607,19 @@ async def test_an_engine_killed_under_a_run_is_a_lost_sandbox(
     options = engine_options(settings)
     async with SandboxManager(settings) as manager:
         async with manager.lease(key) as lease:
+            await text(lease, "x = 42; open('kept.txt', 'w').write('kept')")
             address = await find(options)
             assert address is not None
-            with pytest.RaisesGroup(SandboxLostError):
+            with pytest.RaisesGroup(SandboxUnavailableError):
                 async with started(lease, "import time\nprint('on', flush=True)\ntime.sleep(60)"):
                     os.kill(address.pid, signal.SIGKILL)
         async with manager.lease(key) as lease:
-            assert lease.state == "recreated"
+            left = await text(lease, "'x' in globals(), open('kept.txt').read()")
+            assert (lease.state, left) == ("resumed", "(False, 'kept')")
+            assert "variables" in lease.lost
+        async with manager.lease(key) as lease:
+            assert (lease.state, lease.lost) == ("reused", "")
+        await manager.end_session(key)
     assert await stop(options)
 
 

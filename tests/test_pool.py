@@ -1,16 +1,18 @@
 """Decisions about sandboxes: plain data in, plain data out."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
-from e2b_agent_mcp.errors import InvalidArgumentError, SandboxLimitError
+from e2b_agent_mcp.errors import InvalidArgumentError
 from e2b_agent_mcp.pool import (
     DUPLICATE_GRACE,
     FORGET_AFTER,
     Candidate,
     Pool,
     SessionKey,
+    Shortage,
     Slot,
     by_session,
     check_key,
@@ -20,6 +22,8 @@ from e2b_agent_mcp.pool import (
     owned_by,
     superfluous,
 )
+from e2b_agent_mcp.pool.slots import FULL_FOR
+from e2b_agent_mcp.settings import SandboxSettings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = SessionKey("ann", "analysis")
@@ -36,7 +40,7 @@ def candidate(
     started_at = START + timedelta(seconds=started)
     return Candidate(
         sandbox_id=sandbox_id,
-        metadata={"session": session, "generation": generation},
+        metadata={"owner": "ann", "session": session, "generation": generation},
         paused=paused,
         started_at=started_at,
         end_at=started_at + timedelta(seconds=600),
@@ -130,32 +134,118 @@ def test_a_name_may_be_any_text_that_can_be_shown(name: str) -> None:
     check_key(SessionKey("ann", name))
 
 
-def held(pool: Pool, name: str, *, until: float) -> Slot:
-    slot = pool.slot(SessionKey("ann", name))
-    slot.hold(f"sandbox-{name}", generation=1, end_at=until)
+def pool_of(**settings: Any) -> Pool:
+    return Pool(SandboxSettings(**settings))
+
+
+def held(
+    pool: Pool, name: str, *, until: float = 100, owner: str = "ann", used_at: float = 0
+) -> Slot:
+    slot = pool.slot(SessionKey(owner, name))
+    slot.hold(f"sandbox-{name}", generation=1, now=used_at, end_at=until)
     return slot
 
 
-def test_the_limit_counts_live_sandboxes_and_those_being_created() -> None:
-    pool = Pool(limit=2, life=600)
-    held(pool, "one", until=100)
-    pool.reserve(SessionKey("ann", "two"), now=0)
-    with pytest.raises(SandboxLimitError) as refused:
-        pool.reserve(SessionKey("ann", "three"), now=0)
-    assert "sandboxes.max" in refused.value.message
-    assert "E2B_AGENT_MCP_SANDBOXES_MAX" in refused.value.hint
+@pytest.mark.parametrize(
+    ("settings", "shortage"),
+    [
+        pytest.param({"max": 3}, None, id="room"),
+        pytest.param({"max": 2}, "total", id="the total"),
+        pytest.param({"max": 9, "max_per_owner": 1}, "owner", id="the owner's own"),
+        pytest.param({"max": 2, "max_per_owner": 1}, "owner", id="the owner's first"),
+        pytest.param({"max": 9, "max_per_owner": 2}, None, id="room of the owner's own"),
+    ],
+)
+def test_running_sandboxes_and_those_being_started_count(
+    settings: dict[str, int], shortage: str | None
+) -> None:
+    pool = pool_of(**settings)
+    held(pool, "one")
+    pool.slot(SessionKey("bob", "two")).starting = True
+    assert pool.shortage(SessionKey("ann", "three"), now=0) == shortage
 
 
-def test_an_expired_sandbox_does_not_count() -> None:
-    pool = Pool(limit=1, life=600)
-    held(pool, "one", until=100)
-    pool.reserve(SessionKey("ann", "two"), now=100)
+def test_a_sandbox_that_ended_or_paused_does_not_count() -> None:
+    pool = pool_of(max=1)
+    slot = held(pool, "one", until=100)
+    assert pool.shortage(SessionKey("ann", "two"), now=99) == "total"
+    assert pool.shortage(SessionKey("ann", "two"), now=100) is None
+    slot.extend(200)
+    slot.pause(now=100)
+    assert pool.shortage(SessionKey("ann", "two"), now=100) is None
+    assert pool.must_extend(slot, now=100)
 
 
 def test_a_session_that_replaces_its_sandbox_does_not_count_twice() -> None:
-    pool = Pool(limit=1, life=600)
-    held(pool, "one", until=100)
-    pool.reserve(SessionKey("ann", "one"), now=0)
+    pool = pool_of(max=1)
+    held(pool, "one")
+    assert pool.shortage(SessionKey("ann", "one"), now=0) is None
+
+
+def test_what_e2b_lists_as_running_counts_also_when_it_is_not_ours() -> None:
+    pool = pool_of(max=2)
+    slot = held(pool, "one", until=600)
+    listed = [
+        candidate("sandbox-one", session="one"),
+        candidate("b", session="two"),
+        candidate("c", session="two", started=9),
+        candidate("d", session="three", paused=True),
+    ]
+    pool.observe("ann", listed, asked_at=5, now=5, today=START)
+    assert pool.shortage(SessionKey("ann", "new"), now=5) == "total"
+    assert slot.end_at == 600
+    # E2B ends it by itself, so it need not be listed again.
+    assert pool.shortage(SessionKey("ann", "new"), now=605 + 9) is None
+
+
+def test_what_e2b_no_longer_lists_as_running_makes_room() -> None:
+    pool = pool_of(max=1)
+    slot = held(pool, "one", until=600, used_at=1)
+    pool.observe("ann", [], asked_at=1, now=2, today=START)
+    assert pool.shortage(SessionKey("ann", "new"), now=2) == "total"  # made while E2B was asked
+    pool.observe("bob", [], asked_at=3, now=3, today=START)
+    assert pool.shortage(SessionKey("ann", "new"), now=3) == "total"
+    pool.observe("ann", [], asked_at=3, now=3, today=START)
+    assert pool.shortage(SessionKey("ann", "new"), now=3) is None
+    assert slot.doubted
+
+
+def test_a_full_account_is_asked_again_later() -> None:
+    pool = pool_of(max=9)
+    key = SessionKey("ann", "new")
+    held(pool, "one")
+    pool.learn_full(key, now=0)
+    assert pool.shortage(key, now=FULL_FOR - 1) == "account"
+    pool.slot(SessionKey("ann", "one")).pause(now=0)
+    assert pool.shortage(key, now=FULL_FOR - 1) is None
+    held(pool, "one")
+    assert pool.shortage(key, now=FULL_FOR) is None
+
+
+def test_the_session_longest_unused_makes_room() -> None:
+    pool = pool_of()
+    key = SessionKey("ann", "new")
+    held(pool, "old", used_at=1)
+    held(pool, "older", used_at=0, owner="bob")
+    held(pool, "newest", used_at=3)
+    assert pool.idlest("total", key, 9, busy=()) == SessionKey("bob", "older")
+    assert pool.idlest("owner", key, 9, busy=()) == SessionKey("ann", "old")
+    busy = [SessionKey("ann", "old"), SessionKey("ann", "newest")]
+    assert pool.idlest("owner", key, 9, busy=busy) is None
+    assert pool.idlest("total", key, 100, busy=()) is None  # all have ended
+
+
+@pytest.mark.parametrize(
+    ("shortage", "option"),
+    [
+        ("owner", "E2B_AGENT_MCP_SANDBOXES_MAX_PER_OWNER"),
+        ("total", "E2B_AGENT_MCP_SANDBOXES_MAX"),
+        ("account", "E2B plan"),
+    ],
+)
+def test_a_refusal_names_the_option(shortage: Shortage, option: str) -> None:
+    assert option in pool_of().refusal(shortage).hint
+    assert "SANDBOXES_AT_LIMIT=pause" in pool_of(at_limit="refuse").refusal(shortage).hint
 
 
 def test_a_lost_sandbox_is_told_to_the_next_lease() -> None:
@@ -173,13 +263,13 @@ def test_a_sandbox_that_was_ended_on_purpose_is_not_lost() -> None:
 
 def test_the_generation_never_goes_back() -> None:
     slot = Slot()
-    slot.hold("a", generation=3, end_at=1)
-    slot.hold("b", generation=2, end_at=1)
+    slot.hold("a", generation=3, now=0, end_at=1)
+    slot.hold("b", generation=2, now=0, end_at=1)
     assert slot.generation == 3
 
 
 def test_a_sandbox_is_extended_after_a_tenth_of_its_life() -> None:
-    pool = Pool(limit=1, life=600)
+    pool = pool_of()
     slot = held(pool, "one", until=pool.end_at(0))
     assert not pool.must_extend(slot, now=60)
     assert pool.must_extend(slot, now=61)
@@ -191,7 +281,7 @@ def test_a_sandbox_is_extended_after_a_tenth_of_its_life() -> None:
 
 
 def test_a_session_is_forgotten_a_day_after_its_end() -> None:
-    pool = Pool(limit=1, life=600)
+    pool = pool_of()
     held(pool, "one", until=100)
     assert pool.forgettable(now=100 + FORGET_AFTER) == []
     assert pool.forgettable(now=101 + FORGET_AFTER) == [SessionKey("ann", "one")]

@@ -101,7 +101,8 @@ def _given_options(settings: Settings) -> dict[str, Any]:
     """Only what is set: the engine knows its own folders."""
     # All servers of a user share the engine: one that holds few leaves room for the others.
     most = max(settings.sandboxes.max, SandboxSettings().max)
-    options = {**vars(settings.engine), "max_sandboxes": most}
+    # Paused ones keep their memory there, so they count: two beside each that runs.
+    options = {**vars(settings.engine), "max_sandboxes": 3 * most}
     return {name: value for name, value in options.items() if value is not None}
 
 

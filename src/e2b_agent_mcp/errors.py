@@ -74,10 +74,12 @@ class MonthlyBudgetError(E2BAgentError):
 
 
 class SandboxError(E2BAgentError):
-    """`reached` is False when the request certainly came to no sandbox, so may be sent again."""
+    """`reached` is False when the request certainly came to no sandbox, so may be sent again;
+    `busy` is True when E2B asks to try again later."""
 
     code = "sandbox_error"
     reached = True
+    busy = False
 
 
 class AuthenticationError(SandboxError):
@@ -94,6 +96,7 @@ class SandboxLimitError(SandboxError):
 
 class RateLimitError(SandboxError):
     code = "rate_limited"
+    busy = True
 
 
 class SandboxLostError(SandboxError):
@@ -205,7 +208,7 @@ def _sdk_error(exc: Exception, doing: str) -> E2BAgentError | None:
             "or unset it to use the embedded engine.",
         )
     if isinstance(exc, e2b.RateLimitException):
-        return _rate_limited(doing)
+        return _too_many(str(exc), doing)
     if isinstance(exc, (e2b.SandboxNotRunningException, e2b.SandboxNotFoundException)):
         return _lost(str(exc), doing)
     if isinstance(exc, e2b.TimeoutException):
@@ -220,10 +223,12 @@ def _sdk_error(exc: Exception, doing: str) -> E2BAgentError | None:
             f"The sandbox's disk is full while {doing}.", hint="Delete files in the sandbox."
         )
     if isinstance(exc, e2b.ServiceBusyException):
-        return SandboxUnavailableError(
+        busy = SandboxUnavailableError(
             f"E2B is busy: it could not place a sandbox while {doing}.",
             hint="Wait a moment and try again.",
         )
+        busy.busy = True
+        return busy
     if isinstance(exc, e2b.SandboxException):
         return _refused(exc.status_code, str(exc), doing)
     # The SDK has no class for an answer without a body or a stream without an end.
@@ -233,6 +238,16 @@ def _sdk_error(exc: Exception, doing: str) -> E2BAgentError | None:
             hint="Wait a moment and try again.",
         )
     return None
+
+
+def _too_many(text: str, doing: str) -> SandboxError:
+    """E2B has one status for too many requests and for too many sandboxes; the words differ."""
+    if any(word in text for word in ("concurrent", "maximum number", "max_sandboxes")):
+        return SandboxLimitError(
+            f"E2B refused while {doing}: {text}",
+            hint="End sessions that are no longer needed, or take a larger E2B plan.",
+        )
+    return _rate_limited(doing)
 
 
 def _sdk_timeout(text: str, doing: str, *, unreachable: bool) -> SandboxError:
@@ -283,8 +298,8 @@ def _refused_by_sandbox(text: str, doing: str) -> SandboxError:
 
 def _rate_limited(doing: str) -> SandboxError:
     return RateLimitError(
-        f"E2B refused for now while {doing}: a rate or sandbox limit is reached.",
-        hint="Wait a moment and try again, or end sessions that are no longer needed.",
+        f"E2B refused for now while {doing}: too many requests.",
+        hint="Wait a moment and try again.",
     )
 
 

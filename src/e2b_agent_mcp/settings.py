@@ -81,7 +81,11 @@ class SandboxSettings:
         "kill", "which of the two; a paused sandbox is resumed by its session's next call"
     )
     retention: int = option(604_800.0, "a paused sandbox is ended after so long, in seconds")
-    max: int = option(20, "most sandboxes that one server holds at once")
+    max: int = option(20, "most sandboxes that run at once")
+    max_per_owner: int = option(0, "most of them that one owner may have running; 0: no such limit")
+    at_limit: Literal["pause", "refuse"] = option(
+        "pause", "one more than that: pause the session longest unused, or refuse"
+    )
     create_timeout: float = option(120.0, "longest wait for a new sandbox, in seconds")
     request_timeout: float = option(30.0, "longest wait for one request to E2B, in seconds")
 

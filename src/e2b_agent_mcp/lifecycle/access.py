@@ -67,6 +67,9 @@ class Access:
     def close(self) -> None:
         self._handle = None
 
+    def tell_loss(self, what: str) -> None:
+        self.lost = f"{self.lost} {what}".strip()
+
     async def replace(self) -> None:
         """After `SandboxLostError`: goes on with a new sandbox, without giving up its turn.
 
@@ -119,8 +122,8 @@ class Access:
             return lost
         if found.paused:
             paused = SandboxUnavailableError(
-                f"{error.message} The sandbox was paused meanwhile; its state is kept.",
-                hint="Call again: the sandbox is resumed.",
+                f"{error.message} The sandbox was paused meanwhile; it is kept.",
+                hint="Call again: it is resumed, and the result says if anything was lost.",
             )
             paused.reached = error.reached
             return paused

@@ -6,6 +6,7 @@ repeat is repeated a few times; when E2B cannot be reached, its address is asked
 the embedded engine ends when idle and comes back under another one.
 """
 
+import itertools
 import logging
 import math
 import random
@@ -21,19 +22,13 @@ from e2b_agent_mcp.connection import Connect, E2BParams, Progress
 from e2b_agent_mcp.errors import (
     E2BAgentError,
     RateLimitError,
+    SandboxError,
     SandboxLostError,
     SandboxUnavailableError,
     sandbox_errors,
 )
 from e2b_agent_mcp.lifecycle.transitions import Transitions
-from e2b_agent_mcp.pool import (
-    RETRY_DELAYS,
-    Candidate,
-    SessionKey,
-    creation_of,
-    new_metadata,
-    scope_of,
-)
+from e2b_agent_mcp.pool import Candidate, SessionKey, creation_of, new_metadata, scope_of
 from e2b_agent_mcp.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,6 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+RETRY_DELAYS = (0.5, 1.5)  # seconds; E2B's SDK has retried three times before each
+BUSY_DELAY = 4.0  # seconds between two attempts to create while E2B says that it is busy
 ADDRESS_AGE = 60.0  # seconds without a call after which E2B's address is asked for again
 
 T = TypeVar("T")
@@ -200,6 +197,19 @@ class Control:
         self._tell("extended", sandbox_id, life=self._life)
         return True
 
+    async def pause(self, sandbox_id: str) -> bool:
+        """Keeps its whole state and stops its bill; False when it was not running."""
+        limit = self._settings.sandboxes.create_timeout
+        try:
+            paused = await self._call(
+                "pausing a sandbox", lambda sandboxes: sandboxes.pause(sandbox_id), limit=limit
+            )
+        except SandboxLostError:
+            return False
+        if paused:
+            self._tell("paused", sandbox_id)
+        return paused
+
     async def kill(self, sandbox_id: str) -> bool:
         """False when there was nothing to kill."""
         killed = await self._call("ending a sandbox", lambda sandboxes: sandboxes.kill(sandbox_id))
@@ -219,7 +229,8 @@ class Control:
         limit: float | None = None,
     ) -> T:
         seconds = limit or self._settings.sandboxes.request_timeout
-        for delay in (*RETRY_DELAYS, None):
+        started = time.monotonic()
+        for attempt in itertools.count():
             await self.connect()
             sandboxes = self._sandboxes
             assert sandboxes is not None
@@ -228,7 +239,8 @@ class Control:
                 self._used_at = time.monotonic()
                 return answer
             except (RateLimitError, SandboxUnavailableError) as exc:
-                if delay is None:
+                delay = _retry_delay(exc, attempt)
+                if delay is None or time.monotonic() - started + delay > seconds:
                     raise
                 logger.info("trying again after %s: %s", doing, exc.message)
             await self._reconnect(sandboxes, None)
@@ -247,6 +259,17 @@ class Control:
                 self._sandboxes = await to_thread.run_sync(_bind, params, self._settings)
                 self._params = params
             self._used_at = time.monotonic()
+
+
+def _retry_delay(error: SandboxError, attempt: int) -> float | None:
+    """Seconds until the next attempt; None when there shall be none.
+
+    A busy E2B is asked as long as the caller waits; a broken one, a few times. Where E2B says how
+    long to wait (`Retry-After`), the SDK has waited so long before it gave up.
+    """
+    if attempt < len(RETRY_DELAYS):
+        return RETRY_DELAYS[attempt]
+    return BUSY_DELAY if error.busy else None
 
 
 def _bind(params: E2BParams, settings: Settings) -> "type[AsyncSandbox]":

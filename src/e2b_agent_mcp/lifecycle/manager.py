@@ -33,10 +33,13 @@ from e2b_agent_mcp.errors import E2BAgentError, SandboxLostError, SandboxUnavail
 from e2b_agent_mcp.lifecycle.accounts import Accounts
 from e2b_agent_mcp.lifecycle.control import Control
 from e2b_agent_mcp.lifecycle.lease import Lease
+from e2b_agent_mcp.lifecycle.places import Places
 from e2b_agent_mcp.lifecycle.session import Session
+from e2b_agent_mcp.lifecycle.stopping import RESTARTED
 from e2b_agent_mcp.lifecycle.transitions import Transitions
 from e2b_agent_mcp.pool import (
     EXPLAIN_REPLACED,
+    EXPLAIN_RESTARTED,
     Candidate,
     Pool,
     SandboxState,
@@ -103,8 +106,9 @@ class SandboxManager:
         self._control = Control(settings, connect, self._transitions)
         self._clock = clock
         self._instance = uuid.uuid4().hex
-        self._pool = Pool(limit=settings.sandboxes.max, life=settings.sandboxes.idle_after)
+        self._pool = Pool(settings.sandboxes)
         self._sessions: dict[SessionKey, Session] = {}
+        self._places = Places(settings.sandboxes, self._pool, self._control, self._sessions, clock)
         self._creations: dict[SessionKey, _Creation] = {}
         self._swept: set[str] = set()  # owners whose paused sandboxes a task looks after
         self._stack = AsyncExitStack()
@@ -153,7 +157,7 @@ class SandboxManager:
         key = self._key(key)
         session = self._session(key)
         asked = time.monotonic()
-        async with session.turn:
+        async with self._turn(session):
             verdict = await self._accounts.verdict(key.owner)
             if verdict.refusal:
                 if use == "work":
@@ -181,6 +185,15 @@ class SandboxManager:
                 return
             if session.slot.sandbox_id and self._pool.must_extend(session.slot, self._clock()):
                 await self._try_to_extend(session, lease.sandbox_id)
+
+    @asynccontextmanager
+    async def _turn(self, session: Session) -> AsyncIterator[None]:
+        try:
+            async with session.turn:
+                yield
+                session.slot.used_at = self._clock()
+        finally:
+            self._places.tell_change()
 
     async def list_sessions(self, owner: str | None = None) -> list[SessionInfo]:
         """The owner's sessions that have a sandbox, by whichever process they were started.
@@ -221,6 +234,8 @@ class SandboxManager:
             session.slot.drop()
             session.clear()
         killed = [await self._control.kill(item) for item in sorted(sandboxes) if item]
+        self._pool.learn_room()
+        self._places.tell_change()
         # Killed also where E2B knows nothing of it: the answer to an earlier attempt was lost.
         return bool(found) or any(killed)
 
@@ -292,6 +307,8 @@ class SandboxManager:
                 lease = await self._acquire(session, on_progress)
             elif session.unsettled:
                 raise SandboxUnavailableError(note, hint="Wait a moment and try again.")
+            elif note == RESTARTED:
+                lease.tell_loss(EXPLAIN_RESTARTED)
         return lease
 
     async def _open_to_read(self, session: Session, verdict: Verdict) -> Lease:
@@ -316,11 +333,11 @@ class SandboxManager:
         )
 
     async def _acquire(self, session: Session, on_progress: Progress | None) -> Lease:
-        state = await self._reuse(session) or await self._find(session)
+        state = await self._reuse(session, on_progress) or await self._find(session, on_progress)
         if state is None:
-            if on_progress is not None:
-                await on_progress("Creating a sandbox")
-            await self._create(session)
+            await self._places.start(
+                session.key, partial(self._create, session, on_progress), on_progress
+            )
         assert session.handle is not None
         slot = session.slot
         if slot.lost:
@@ -339,7 +356,7 @@ class SandboxManager:
         slot.lost, slot.created = "", False
         return lease
 
-    async def _reuse(self, session: Session) -> SandboxState | None:
+    async def _reuse(self, session: Session, on_progress: Progress | None) -> SandboxState | None:
         """The sandbox that this process knows, if E2B still has it."""
         if (creation := self._creations.get(session.key)) is not None:
             # Left by a call that was cancelled; if it failed, this call makes its own.
@@ -354,7 +371,7 @@ class SandboxManager:
                 session.handle = await self._control.open(sandbox_id)
             return "reused"
         found = await self._control.inspect(sandbox_id)
-        state = await self._take(session, found) if found is not None else None
+        state = await self._take(session, found, on_progress) if found is not None else None
         if state is None:
             session.lose(sandbox_id, expired(self._settings.sandboxes.kept))
         return state
@@ -367,36 +384,54 @@ class SandboxManager:
             and not self._pool.must_extend(session.slot, self._clock())
         )
 
-    async def _find(self, session: Session) -> SandboxState | None:
+    async def _find(self, session: Session, on_progress: Progress | None) -> SandboxState | None:
         """The sandbox that another process, or this one before it was restarted, made."""
-        found = choose(await self._control.find(of_session(session.key)))
+        owner, asked_at = session.key.owner, self._clock()
+        listed = await self._control.find(owned_by(owner))
+        self._pool.observe(
+            owner, listed, asked_at=asked_at, now=self._clock(), today=datetime.now(UTC)
+        )
+        found = choose(item for item in listed if item.key == session.key)
         if found is None:
             return None
         if session.slot.lost:
             session.slot.lost = EXPLAIN_REPLACED
-        return await self._take(session, found)
+        return await self._take(session, found, on_progress)
 
-    async def _take(self, session: Session, found: Candidate) -> SandboxState | None:
+    async def _take(
+        self, session: Session, found: Candidate, on_progress: Progress | None
+    ) -> SandboxState | None:
         """Connects to a sandbox that E2B has; None when it ended in that moment."""
+        open_it = partial(self._open_handle, session, found)
+        if not found.paused:
+            return "reused" if await open_it() else None
+        resumed = await self._places.start(session.key, open_it, on_progress)
+        return "resumed" if resumed else None
+
+    async def _open_handle(self, session: Session, found: Candidate) -> bool:
         try:
             handle = await self._control.open(found.sandbox_id, paused=found.paused)
         except SandboxLostError:
-            return None
+            return False
+        finally:
+            session.slot.starting = False
         self._hold(session, handle, found.generation)
-        return "resumed" if found.paused else "reused"
+        session.resumed = found.paused
+        return True
 
     def _hold(self, session: Session, handle: "AsyncSandbox", generation: int) -> None:
         session.handle = handle
+        now = self._clock()
         session.slot.hold(
-            handle.sandbox_id,
-            generation=generation,
-            end_at=self._pool.end_at(self._clock()),
+            handle.sandbox_id, generation=generation, now=now, end_at=self._pool.end_at(now)
         )
 
-    async def _create(self, session: Session) -> None:
-        self._pool.reserve(session.key, self._clock())
+    async def _create(self, session: Session, on_progress: Progress | None) -> None:
+        """A call that is cancelled meanwhile leaves the sandbox to its session."""
         creation = self._creations[session.key] = _Creation()
         self._running.start_soon(self._carry_out, session, creation)
+        if on_progress is not None:
+            await on_progress("Creating a sandbox")
         await creation.wait()
 
     async def _carry_out(self, session: Session, creation: "_Creation") -> None:
@@ -410,9 +445,10 @@ class SandboxManager:
             creation.error = SandboxUnavailableError("The server is stopping.")
             raise
         finally:
-            session.slot.creating = False
+            session.slot.starting = False
             del self._creations[session.key]
             creation.done.set()
+            self._places.tell_change()
 
     async def _create_or_join(self, session: Session) -> None:
         """Creates a sandbox; when another process created one first, that one serves both."""
@@ -428,7 +464,7 @@ class SandboxManager:
         winner = choose(await self._control.find(of_session(session.key)))
         if winner is None or winner.sandbox_id == handle.sandbox_id:
             return
-        if await self._take(session, winner) is not None:
+        if await self._open_handle(session, winner):
             session.slot.created = False
             await self._control.kill(handle.sandbox_id)
 

@@ -32,6 +32,7 @@ class Session:
     # Serves the session's calls in the order of their arrival.
     turn: anyio.Lock = field(default_factory=anyio.Lock)
     unsettled: bool = False  # code may still be running from a call that is over
+    resumed: bool = False  # and nobody has looked whether its memory came back
     executions: int = 0  # the interpreter's own count, when it last told us
     baseline: Mapping[str, Stamp] | None = None  # files when we looked last
     installed: set[str] = field(default_factory=set)
@@ -44,7 +45,7 @@ class Session:
     def clear(self) -> None:
         """Forgets what was true of the sandbox that is gone."""
         self.handle = None
-        self.unsettled = False
+        self.unsettled = self.resumed = False
         self.executions = 0
         self.baseline = None
         self.installed.clear()

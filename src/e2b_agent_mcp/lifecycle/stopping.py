@@ -20,7 +20,7 @@ from e2b_agent_mcp.errors import (
 )
 from e2b_agent_mcp.lifecycle.access import Access
 from e2b_agent_mcp.lifecycle.control import bounded
-from e2b_agent_mcp.pool import EXPLAIN_STUCK
+from e2b_agent_mcp.pool import EXPLAIN_REBOOTED, EXPLAIN_STUCK
 
 if TYPE_CHECKING:
     from e2b import AsyncCommandHandle
@@ -107,12 +107,19 @@ class Stopping(Access):
         await self._control.kill(self._sandbox_id)
 
     async def _await_interpreter(self) -> None:
-        """The start of a new sandbox's interpreter does not count against the code's own limit."""
-        if self._session.executions:
+        """The start of a new sandbox's interpreter does not count against the code's own limit.
+
+        After a resume it shows whether the memory came back: an engine that crashed keeps files
+        only, and its interpreter counts from 1 again.
+        """
+        if self._session.executions and not self._session.resumed:
             return
         self._session.unsettled = True  # until it answers
         await self._data("starting the interpreter", self._probe)
         self._session.unsettled = False
+        if self._session.resumed and self._session.executions == 1:
+            self.tell_loss(EXPLAIN_REBOOTED)
+        self._session.resumed = False
 
     async def _stop_command(self, handle: "AsyncCommandHandle[None]") -> None:
         with anyio.move_on_after(STOP_LIMIT, shield=True):

@@ -1,0 +1,126 @@
+"""What E2B knows of our sandboxes, and which of them serves which session.
+
+The rule: E2B is the registry. What ties a sandbox to a session is the metadata it was created with,
+so any process with the same E2B finds it again.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+from e2b_agent_mcp.errors import InvalidArgumentError
+
+SandboxState = Literal["created", "reused", "resumed", "recreated"]
+
+LONGEST_NAME = 200  # characters of a session's name
+DUPLICATE_GRACE = 600.0  # seconds; creators that race have agreed long before
+
+_TAG = "e2b_agent_mcp"
+
+
+class SessionKey(NamedTuple):
+    """A session: `owner` is who may use it, `name` is what the caller calls it."""
+
+    owner: str
+    name: str
+
+
+def check_key(key: SessionKey) -> None:
+    """Refuses a name that metadata cannot carry or nobody can read."""
+    if not 0 < len(key.name) <= LONGEST_NAME or not key.name.isprintable():
+        raise InvalidArgumentError(
+            f"A session's name has 1 to {LONGEST_NAME} printable characters.",
+            hint="Choose a short name such as 'analysis'.",
+        )
+
+
+def owned_by(owner: str) -> dict[str, str]:
+    """The metadata that all of an owner's sandboxes carry."""
+    return {_TAG: "1", "owner": owner}
+
+
+def of_session(key: SessionKey) -> dict[str, str]:
+    return {**owned_by(key.owner), "session": key.name}
+
+
+def new_metadata(key: SessionKey, *, instance: str, generation: int) -> dict[str, str]:
+    return {**of_session(key), "instance": instance, "generation": str(generation)}
+
+
+def scope_of(metadata: Mapping[str, str]) -> SessionKey | None:
+    """Whose sandboxes all carry this metadata: a session's, or an owner's (with an empty name);
+    None for any other choice."""
+    if "owner" not in metadata or not metadata.keys() <= {_TAG, "owner", "session"}:
+        return None
+    return SessionKey(metadata["owner"], metadata.get("session", ""))
+
+
+def creation_of(metadata: Mapping[str, str]) -> str:
+    """What tells one creation of a session's sandbox from every other."""
+    return f"{metadata.get('instance', '')}-{metadata.get('generation', '')}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A sandbox as E2B lists it."""
+
+    sandbox_id: str
+    metadata: Mapping[str, str]
+    paused: bool
+    started_at: datetime
+    end_at: datetime
+    vcpus: int = 2
+    memory_mb: int = 512
+
+    @property
+    def key(self) -> SessionKey:
+        return SessionKey(self.metadata.get("owner", ""), self.session)
+
+    @property
+    def session(self) -> str:
+        return self.metadata.get("session", "")
+
+    @property
+    def generation(self) -> int:
+        text = self.metadata.get("generation", "")
+        return int(text) if text.isdecimal() else 0
+
+
+def choose(candidates: Iterable[Candidate]) -> Candidate | None:
+    """The one that serves a session that has several: every process chooses the same.
+
+    A later generation replaced an earlier one. Within a generation two processes raced, and the
+    older sandbox wins, because its creator may be using it already.
+    """
+    rank = sorted(candidates, key=lambda c: (-c.generation, c.started_at, c.sandbox_id))
+    return rank[0] if rank else None
+
+
+def by_session(candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+    """The chosen sandbox of each session, in the order of their names."""
+    sessions: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        sessions.setdefault(candidate.session, []).append(candidate)
+    for name in sorted(sessions):
+        if (chosen := choose(sessions[name])) is not None:
+            yield chosen
+
+
+def superfluous(
+    candidates: Iterable[Candidate], now: datetime, *, retention: float
+) -> list[Candidate]:
+    """The paused sandboxes that nobody will want: a session's own one after `retention`, one that
+    lost its session to another after `DUPLICATE_GRACE`.
+
+    Running ones are left alone: each ends or pauses at its own timeout, and may be in use.
+    """
+    found = list(candidates)
+    chosen = {candidate.sandbox_id for candidate in by_session(found)}
+    return [
+        item
+        for item in found
+        if item.paused
+        and (now - item.end_at).total_seconds()
+        > (retention if item.sandbox_id in chosen else DUPLICATE_GRACE)
+    ]

@@ -1,0 +1,205 @@
+"""What one process knows of its sessions' sandboxes, and how many of them may run.
+
+A `Slot` is a shortcut to what E2B knows, never more. The limits count sessions whose sandbox runs:
+those that this process holds or starts, and those of the same owners that E2B lists as running, so
+that a restarted server does not forget what its predecessor left. Paused ones do not count, as
+E2B's own limit does not count them. That limit is learnt from its refusal, and tried again a while
+later, as other programs of the account may have made room.
+"""
+
+import math
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from e2b_agent_mcp.errors import SandboxLimitError
+from e2b_agent_mcp.pool.registry import Candidate, SessionKey
+from e2b_agent_mcp.settings import SandboxSettings
+
+Shortage = Literal["owner", "total", "account"]
+
+FORGET_AFTER = 86_400.0  # seconds that the end of a session's sandbox is remembered
+FULL_FOR = 15.0  # seconds until a full account is asked again
+
+
+@dataclass(kw_only=True)
+class Slot:
+    """What this process knows of one session's sandbox. Times are by our own clock."""
+
+    sandbox_id: str = ""  # "" while it has none that we know of
+    generation: int = 0  # of the newest sandbox seen
+    end_at: float = -math.inf  # when E2B ends or pauses it unless extended
+    held_at: float = -math.inf  # when we found or made it
+    used_at: float = -math.inf  # when its last lease ended
+    starting: bool = False  # being created or resumed: it has its place among those that run
+    created: bool = False  # created, and no lease has told its caller yet
+    doubted: bool = False  # a call failed since E2B last answered for the sandbox
+    lost: str = ""  # what the next lease tells its caller
+
+    def hold(self, sandbox_id: str, *, generation: int, now: float, end_at: float) -> None:
+        self.sandbox_id = sandbox_id
+        self.generation = max(self.generation, generation)
+        self.held_at = self.used_at = now
+        self.extend(end_at)
+
+    def extend(self, end_at: float) -> None:
+        self.end_at = end_at
+        self.doubted = False
+
+    def pause(self, now: float) -> None:
+        """It no longer runs; the next lease asks E2B for it."""
+        self.end_at = min(self.end_at, now)
+        self.doubted = True
+
+    def lose(self, sandbox_id: str, why: str) -> None:
+        """Drops the sandbox if it is still the session's: one ended on purpose is not lost."""
+        if sandbox_id == self.sandbox_id:
+            self.sandbox_id = ""
+            self.created = False
+            self.lost = why
+
+    def drop(self) -> None:
+        """Forgets a sandbox that was ended on purpose, without words for the next lease."""
+        self.sandbox_id = self.lost = ""
+        self.created = False
+
+    def runs(self, now: float) -> bool:
+        return self.starting or (bool(self.sandbox_id) and self.end_at > now)
+
+
+class Pool:
+    """The sessions of one process."""
+
+    def __init__(self, settings: SandboxSettings) -> None:
+        self._settings = settings
+        self._life = settings.idle_after
+        self._slots: dict[SessionKey, Slot] = {}
+        # Sessions that E2B lists as running and we do not hold; until when, by our clock.
+        self._elsewhere: dict[SessionKey, float] = {}
+        self._full_at = 0  # how many of ours ran when the account was full
+        self._full_until = -math.inf
+
+    def slot(self, key: SessionKey) -> Slot:
+        return self._slots.setdefault(key, Slot())
+
+    def end_at(self, now: float) -> float:
+        """When a sandbox that is extended now will end."""
+        return now + self._life
+
+    def must_extend(self, slot: Slot, now: float) -> bool:
+        """True when a tenth of the sandbox's life has passed since it was last extended.
+
+        Until then a lease asks E2B nothing: a call to a sandbox that ended meanwhile fails before
+        it reached anything, and is then sent to a new one.
+        """
+        return slot.doubted or slot.end_at - now < 0.9 * self._life
+
+    @property
+    def heartbeat(self) -> float:
+        """Seconds between two extensions of a leased sandbox: two may fail without its loss."""
+        return self._life / 3
+
+    # The limits
+
+    def observe(
+        self,
+        owner: str,
+        found: Iterable[Candidate],
+        *,
+        asked_at: float,
+        now: float,
+        today: datetime,
+    ) -> None:
+        """Takes in what E2B lists of an owner: what runs elsewhere, what no longer runs here."""
+        running = {
+            item.key: now + max(0.0, (item.end_at - today).total_seconds())
+            for item in found
+            if not item.paused
+        }
+        for key, slot in self._slots.items():
+            if key.owner == owner and slot.held_at < asked_at and key not in running:
+                slot.pause(now)
+        self._elsewhere = {
+            key: end_at for key, end_at in self._elsewhere.items() if key.owner != owner
+        } | running
+
+    def shortage(self, key: SessionKey, now: float) -> Shortage | None:
+        """Which limit stands in the way of one more running sandbox, if any does."""
+        others = self._running(now) - {key}
+        limit, per_owner = self._settings.max, self._settings.max_per_owner
+        if per_owner and sum(other.owner == key.owner for other in others) >= per_owner:
+            return "owner"
+        if len(others) >= limit:
+            return "total"
+        if now < self._full_until and len(others) >= self._full_at:
+            return "account"
+        return None
+
+    def _running(self, now: float) -> set[SessionKey]:
+        held = {key for key, slot in self._slots.items() if slot.runs(now)}
+        known = {key for key, slot in self._slots.items() if slot.sandbox_id}
+        return held | {
+            key for key, end_at in self._elsewhere.items() if end_at > now and key not in known
+        }
+
+    def learn_full(self, key: SessionKey, now: float) -> None:
+        """E2B refused to run one more for `key`."""
+        self._full_at = len(self._running(now) - {key})
+        self._full_until = now + FULL_FOR
+
+    def learn_room(self) -> None:
+        """A sandbox of the account has ended."""
+        self._full_until = -math.inf
+
+    def idlest(
+        self, shortage: Shortage, key: SessionKey, now: float, *, busy: Collection[SessionKey]
+    ) -> SessionKey | None:
+        """The session to pause for `key`: of those we hold and nobody uses, the one longest unused.
+
+        What runs elsewhere may be in use there, so it is left alone.
+        """
+        idle = [
+            (slot.used_at, other)
+            for other, slot in self._slots.items()
+            if other not in {key, *busy}
+            and slot.runs(now)
+            and not slot.starting
+            and (shortage != "owner" or other.owner == key.owner)
+        ]
+        return min(idle)[1] if idle else None
+
+    def refusal(self, shortage: Shortage) -> SandboxLimitError:
+        limit = {
+            "owner": f"{self._settings.max_per_owner} sandboxes of this owner run already, "
+            "the limit of sandboxes.max_per_owner.",
+            "total": f"{self._settings.max} sandboxes run already, the limit of sandboxes.max.",
+            "account": "E2B refuses to run more sandboxes: the account's own limit is reached.",
+        }[shortage]
+        option = {
+            "owner": "raise E2B_AGENT_MCP_SANDBOXES_MAX_PER_OWNER",
+            "total": "raise E2B_AGENT_MCP_SANDBOXES_MAX",
+            "account": "end sandboxes of other programs, or take a larger E2B plan",
+        }[shortage]
+        why = (
+            "All of them are in use; try again later"
+            if self._settings.at_limit == "pause"
+            else "Set E2B_AGENT_MCP_SANDBOXES_AT_LIMIT=pause to have an unused one paused"
+        )
+        return SandboxLimitError(
+            f"{limit} Nothing was lost.",
+            hint=f"{why}, end a session that is no longer needed, or {option}.",
+        )
+
+    # Forgetting
+
+    def forgettable(self, now: float) -> list[SessionKey]:
+        """Sessions whose sandbox ended so long ago that nobody needs to be told."""
+        return [
+            key
+            for key, slot in self._slots.items()
+            if not slot.starting and slot.end_at < now - FORGET_AFTER
+        ]
+
+    def forget(self, key: SessionKey) -> None:
+        self._slots.pop(key, None)
