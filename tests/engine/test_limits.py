@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from e2b import SandboxException
 from e2b_code_interpreter import CommandExitException
 
 from boxes import Boxes, said
 from conftest import client, running_engine, temporary_options
 from e2b_agent_mcp.engine.isolation import Isolation, Limits
 from e2b_agent_mcp.engine.isolation.delegation import claim, survey
+from e2b_agent_mcp.engine.ward import Ward
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from e2b_code_interpreter import E2B, AsyncSandbox
 
+    from e2b_agent_mcp.engine import EngineOptions
     from e2b_agent_mcp.engine.isolation import Box
     from e2b_agent_mcp.engine.isolation.cgroups import Cgroup
+    from e2b_agent_mcp.engine.template import Template
 
 needs_memory = pytest.mark.skipif(
     "memory" not in survey().folders, reason=f"control groups: {survey().describe()}"
@@ -32,12 +37,15 @@ needs_cpu = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def small() -> Iterator[E2B]:
-    """An engine whose sandboxes may use little."""
-    with (
-        temporary_options(memory_mb=400, disk_mb=64, max_files=2000, max_processes=64) as options,
-        running_engine(options) as address,
-    ):
+def options() -> Iterator[EngineOptions]:
+    """Of an engine whose sandboxes may use little."""
+    with temporary_options(memory_mb=400, disk_mb=64, max_files=2000, max_processes=64) as options:
+        yield options
+
+
+@pytest.fixture(scope="module")
+def small(options: EngineOptions) -> Iterator[E2B]:
+    with running_engine(options) as address:
         yield client(address)
 
 
@@ -215,3 +223,107 @@ async def test_groups_of_an_engine_that_was_killed_are_removed(isolation: Isolat
         if left.exists():
             (left / "box").rmdir()
             left.rmdir()
+
+
+# ---------------------------------------------------------------- disk
+
+
+async def test_code_that_fills_the_disk_is_stopped_and_told_so(little: AsyncSandbox) -> None:
+    run = await little.run_code("""
+import time
+for number in range(9):
+    with open(f"f{number}", "wb") as f:
+        f.write(bytes(8 << 20))
+time.sleep(60)
+""")
+
+    assert run.error is not None
+    assert "killed: disk limit 64 MiB" in run.error.value
+    freed = await little.run_code(
+        "import glob, os; print(len([os.remove(f) for f in glob.glob('f?')]))"
+    )
+    assert freed.logs.stdout == ["9\n"]
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        pytest.param("open(f'{time.time()}', 'wb').write(bytes(4 << 20))", id="many files"),
+        pytest.param(
+            "kept.append(open('f', 'wb', 0)); os.unlink('f'); kept[-1].write(bytes(4 << 20))",
+            id="deleted files",
+        ),
+        pytest.param(
+            "d = f'd{time.time()}'; os.mkdir(d); os.chdir(d); os.chmod('.', 0o300); "
+            "open('f', 'wb').write(bytes(4 << 20))",
+            id="folders that nobody may list",
+        ),
+        pytest.param(
+            "[open(f'{time.time_ns()}', 'w').close() for _ in range(120)]", id="empty files"
+        ),
+        pytest.param("[os.mkdir(f'{time.time_ns()}') for _ in range(120)]", id="folders"),
+    ],
+)
+async def test_a_sandbox_that_goes_on_filling_the_disk_ends(
+    small: E2B, options: EngineOptions, attack: str
+) -> None:
+    """The attack ignores that its processes are killed: each cell starts it anew."""
+    sandbox = await small.AsyncSandbox.create(timeout=300)
+    code = f"import os, time\nkept = []\nfor n in range(40):\n    {attack}\ntime.sleep(60)"
+    with anyio.fail_after(60), pytest.raises(SandboxException, match=r"was (not found|killed)"):
+        await _repeat(lambda: sandbox.run_code(code))
+    with pytest.raises(SandboxException, match=r"killed: (disk limit 64 MiB|limit of 2000 files)"):
+        await sandbox.files.list("/")
+    with anyio.fail_after(60):
+        while (options.homes_dir / sandbox.sandbox_id).exists():
+            await anyio.sleep(0.05)  # removing what it left has no event for others
+
+
+async def _repeat(attack: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        await attack()
+
+
+async def test_one_file_stops_at_the_limit_and_nothing_is_killed(little: AsyncSandbox) -> None:
+    run = await little.run_code("open('f', 'wb').write(bytes(65 << 20))")
+
+    assert run.error is not None
+    assert run.error.name == "OSError"
+    assert "File too large" in run.error.value
+
+
+# ---------------------------------------------------------------- without control groups
+
+
+@pytest.fixture
+def bare(isolation: Isolation) -> Isolation:
+    return replace(isolation, launcher=replace(isolation.launcher, cgroups=None))
+
+
+async def test_without_control_groups_a_memory_bomb_of_many_processes_is_stopped(
+    bare: Isolation, template: Template, home: Path
+) -> None:
+    code = (
+        SHARED
+        + """
+import time
+children = []
+for _ in range(8):
+    if (child := os.fork()) == 0:
+        held = take(50)
+        time.sleep(1000)
+    children.append(child)
+ended = [os.WTERMSIG(os.wait()[1]) for _ in range(3)]
+print("ended", ended, flush=True)
+time.sleep(1000)
+"""
+    )
+    limits = Limits(memory_mb=256)
+    async with Boxes(bare, template, home).open(code, limits=limits) as box:
+        ward = Ward(box, home, limits, bare.launcher)
+        with anyio.fail_after(60):
+            while "ended" not in box.log or box.usage().memory_bytes > 256 << 20:
+                await ward.check()
+                await anyio.sleep(0.1)  # what a watch does
+        assert "ended [9, 9, 9]" in box.log
+        assert not box.ended

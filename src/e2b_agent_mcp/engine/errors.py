@@ -57,8 +57,11 @@ class InvalidRequest(Refusal):
 class SandboxNotFound(Refusal):
     status = 404
 
-    def __init__(self, sandbox_id: str) -> None:
-        super().__init__(f"Sandbox \"{sandbox_id}\" doesn't exist or you don't have access to it")
+    def __init__(self, sandbox_id: str, reason: str = "") -> None:
+        """`reason`: for which limit it was killed, if that is why it is gone."""
+        said = f"Sandbox \"{sandbox_id}\" doesn't exist or you don't have access to it"
+        self.reason = reason
+        super().__init__(f"{said}: killed: {reason}" if reason else said)
 
 
 class SnapshotNotFound(Refusal):

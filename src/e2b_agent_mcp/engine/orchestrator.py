@@ -52,6 +52,7 @@ from .sandbox import (
 )
 from .snapshots import Snapshot, Snapshots
 from .spares import Spares
+from .ward import INTERVAL, Verdict, Ward
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator
@@ -70,6 +71,7 @@ CLEANUP_TIMEOUT = 30.0  # seconds for a box to die and its home to go
 AUTO_RESUME_TIMEOUT = 300.0  # seconds at least that traffic buys a paused sandbox, as on E2B
 GUEST_LOG_TAIL = 2000  # characters
 LISTEN_BACKLOG = 1024
+EPITAPHS = 1000  # sandboxes of which is remembered for which limit they were killed
 
 
 _SPARE = SandboxSpec(template="", timeout=0, network=NetworkPolicy(internet=False))
@@ -98,6 +100,13 @@ class Orchestrator:
         self.options = options
         self.clock: Clock = clock or SystemClock()
         self._host = host
+        self._limits = Limits(
+            memory_mb=options.memory_mb,
+            cpu_count=options.cpu_count,
+            disk_mb=options.disk_mb,
+            max_files=options.max_files,
+            max_processes=options.max_processes,
+        )
         self._zygotes = zygotes
         self._endpoints = set(host.package_index.endpoints())
         self._network = HostNetwork(options.ceiling, self._endpoints, host.upstream)
@@ -106,6 +115,7 @@ class Orchestrator:
         self._records = RecordFolder(options.records_dir)
         self.snapshots = Snapshots(options, host, self.clock)
         self._attempts: dict[str, _Attempt] = {}
+        self._killed_for: dict[str, str] = {}  # the last ones that went over a limit
         self._starting = 0
         self._deadlines_changed = anyio.Event()
         self._tasks: TaskGroup
@@ -176,7 +186,7 @@ class Orchestrator:
         try:
             return self._sandboxes[sandbox_id]
         except KeyError:
-            raise SandboxNotFound(sandbox_id) from None
+            raise SandboxNotFound(sandbox_id, self._killed_for.get(sandbox_id, "")) from None
 
     async def sample(self, sandbox: Sandbox) -> None:
         """Adds what the box uses now to the sandbox's short history."""
@@ -459,6 +469,35 @@ class Orchestrator:
             self._forget(sandbox)
             await self._stop(sandbox)
 
+    # Limits
+
+    async def _watch(self, sandbox: Sandbox, machine: Machine) -> None:
+        while True:
+            await anyio.sleep(INTERVAL)
+            if sandbox.id not in self._sandboxes or sandbox.state is not State.RUNNING:
+                continue
+            try:
+                verdict = await machine.ward.check()
+            except OSError:
+                logger.exception("could not look after %s", sandbox.id)
+                continue
+            if verdict is not None:
+                self._punish(sandbox, machine, verdict)
+
+    def _punish(self, sandbox: Sandbox, machine: Machine, verdict: Verdict) -> None:
+        assert machine.box.restraints is not None
+        reason = machine.box.restraints.kills.words[verdict.reason]
+        logger.warning("%s exceeded its %s", sandbox.id, reason)
+        if verdict.fatal:
+            self._bury(sandbox, reason)
+            self._forget(sandbox)
+            machine.box.kill()  # its own task removes what it leaves
+
+    def _bury(self, sandbox: Sandbox, reason: str) -> None:
+        while len(self._killed_for) >= EPITAPHS:
+            del self._killed_for[next(iter(self._killed_for))]
+        self._killed_for[sandbox.id] = reason
+
     # Boxes
 
     async def _start(self, sandbox: Sandbox) -> None:
@@ -474,12 +513,18 @@ class Orchestrator:
         self, sandbox: Sandbox, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
         answered, stopped = False, anyio.Event()
+        oom_kills = 0
         try:
             async with self._machine(sandbox, stopped) as machine:
                 await self._greet(sandbox, machine.box)
                 sandbox.machine, answered = machine, True
                 task_status.started()
-                logger.info("box of %s ended (%s)", sandbox.id, await machine.box.wait())
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._watch, sandbox, machine)
+                    status = await machine.box.wait()
+                    tasks.cancel_scope.cancel()
+                logger.info("box of %s ended (%s)", sandbox.id, status)
+            oom_kills = machine.box.oom_kills
         except Exception:
             # After the start nobody waits for this task: its failure must not end the engine.
             if not answered:
@@ -489,15 +534,17 @@ class Orchestrator:
             sandbox.machine = None
             sandbox.drop_exchanges()
             with _shielded():
-                await self._after_box(sandbox, answered)
+                await self._after_box(sandbox, answered, oom_kills)
             stopped.set()
 
-    async def _after_box(self, sandbox: Sandbox, answered: bool) -> None:
+    async def _after_box(self, sandbox: Sandbox, answered: bool, oom_kills: int) -> None:
         """What a box leaves: a home to keep (paused without memory, or a refused resume)."""
         if sandbox.pause_mode is PauseMode.FILESYSTEM and sandbox.id in self._sandboxes:
             return
         if answered and sandbox.id in self._sandboxes:
             logger.warning("%s died by itself", sandbox.id)
+            if oom_kills:
+                self._bury(sandbox, f"memory limit {self.options.memory_mb} MiB")
             if sandbox.state is State.PAUSED:
                 sandbox.pause_mode = PauseMode.FILESYSTEM
                 return
@@ -512,14 +559,14 @@ class Orchestrator:
             async with proxy as egress:
                 box = await self._launch(sandbox, listener, egress_dir)
                 try:
-                    yield Machine(box, egress, stopped)
+                    ward = Ward(box, sandbox.home, self._limits, self._host.isolation.launcher)
+                    yield Machine(box, egress, ward, stopped)
                 finally:
                     with _shielded():
                         box.kill()
                         await box.aclose()
 
     async def _launch(self, sandbox: Sandbox, listener: socket.socket, egress_dir: Path) -> Box:
-        options = self.options
         if not sandbox.home.exists():
             make_home(sandbox.home, self._host.isolation.owner)
         launcher = self._zygotes or self._host.isolation
@@ -531,13 +578,7 @@ class Orchestrator:
                     listener=listener,
                     template=self._host.template,
                     egress_dir=egress_dir,
-                    limits=Limits(
-                        memory_mb=options.memory_mb,
-                        cpu_count=options.cpu_count,
-                        disk_mb=options.disk_mb,
-                        max_files=options.max_files,
-                        max_processes=options.max_processes,
-                    ),
+                    limits=self._limits,
                     env={},
                 )
             )

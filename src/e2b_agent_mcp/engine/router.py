@@ -85,8 +85,8 @@ class Router:
                 refusal = await self._forward(sandbox, entry, scope, receive, send)
             else:
                 refusal = sandbox
-        except SandboxNotFound:
-            refusal = not_found(target.sandbox_id or "")
+        except SandboxNotFound as exc:
+            refusal = not_found(target.sandbox_id or "", exc.reason)
         if refusal is not None:
             await refusal(scope, receive, send)
 
@@ -271,9 +271,10 @@ class _Passage:
                 self.finished = True
 
 
-def not_found(sandbox_id: str) -> JSONResponse:
+def not_found(sandbox_id: str, reason: str = "") -> JSONResponse:
     """The SDKs recognize a sandbox that is gone or paused by this very message."""
-    return _bad_gateway(sandbox_id, "The sandbox was not found")
+    killed = f": killed: {reason}" if reason else ""
+    return _bad_gateway(sandbox_id, f"The sandbox was not found{killed}")
 
 
 def _bad_gateway(sandbox_id: str, message: str) -> JSONResponse:

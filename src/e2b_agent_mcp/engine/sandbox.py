@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from .egress import EgressProxy, NetworkPolicy
     from .isolation import Box
+    from .ward import Ward
 
 Operation = Literal["read", "write"]
 
@@ -82,6 +83,7 @@ class Machine:
 
     box: Box
     egress: EgressProxy
+    ward: Ward
     stopped: anyio.Event  # set when the box and all that belongs to it are gone
 
 

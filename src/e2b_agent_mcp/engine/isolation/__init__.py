@@ -25,6 +25,7 @@ from ..folders import move_into_place, staging
 from .box import Box, Launcher
 from .bubblewrap import Bind, BoxSpec, read_host_tree
 from .delegation import Delegation, claim, survey
+from .footprint import FIND
 from .limits import Limits, counts_processes_per_box
 from .owner import Owner, box_owner
 from .processes import Usage
@@ -89,14 +90,16 @@ class Isolation:
             "control groups": self.delegation.describe(),
             "memory": "enforced by the kernel"
             if "memory" in grouped
-            else "enforced per process by the kernel; not enforced for a whole sandbox",
+            else "enforced per process by the kernel, per sandbox by a look every second",
             "processes": "enforced by the kernel"
             if per_box or "pids" in grouped
             else "not enforced (needs control groups or Linux 5.14)",
             "cpu": "enforced by the kernel"
             if "cpu" in grouped
             else "not enforced; numeric libraries are told the number of cores",
-            "disk": "enforced per file by the kernel; not enforced for a whole sandbox",
+            "disk": "enforced per file by the kernel, per sandbox by a look every second"
+            if FIND.exists()
+            else f"enforced per file by the kernel; not per sandbox (needs {FIND})",
             "open files": "enforced per process by the kernel",
             "memory filesystems": "enforced by the kernel (/tmp, /dev/shm)",
             "output": "never kept by the engine; what waits for a slow client is bounded",

@@ -216,6 +216,8 @@ class Box:
         self._init_fd: int | None = None
         self._guest: _Exit | None = None  # watched here only if the init does not end with it
         self._namespace = 0
+        self._own = 2  # its first processes: init and guest
+        self.oom_kills = 0  # known when it has ended
         self._frozen: set[int] = set()
 
     @classmethod
@@ -226,6 +228,7 @@ class Box:
         box = cls(sandbox_id, cord, _Exit(os.dup(init_fd), lambda: None), restraints)
         box._init_fd = init_fd
         box._know(_pid_of(init_fd))
+        box._own = 4  # init, what keeps the box, nursery, guest
         box._guest = _Exit(guest_fd, box.kill)
         return box
 
@@ -289,6 +292,25 @@ class Box:
         """Costs a look at every process of the host: some milliseconds."""
         return processes.measure(self._namespace)
 
+    def memory_above(self, limit: int) -> dict[int, int]:
+        """Bytes by process, if together they are above `limit`. As costly as `usage`."""
+        return processes.memory_above(self._namespace, limit)
+
+    def kill_largest(self, used: Mapping[int, int], limit: int) -> bool:
+        """False when what the guest itself needs is too much."""
+        return processes.kill_largest(self._namespace, self._own, used, limit)
+
+    def deleted_bytes(self, home: Path) -> int:
+        return processes.deleted_bytes(self._namespace, home)
+
+    async def kill_all_but_guest(self) -> bool:
+        """False when its processes make new ones faster than they are killed."""
+        with anyio.move_on_after(FREEZE_TIMEOUT):
+            while processes.kill_all(self._namespace, self._own):  # noqa: ASYNC110
+                await anyio.sleep(FREEZE_PAUSE)
+            return True
+        return False
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -310,6 +332,8 @@ class Box:
         if self.restraints is not None:
             self.restraints.kills.close()
             if self.restraints.cgroup is not None:
+                with suppress(OSError):
+                    self.oom_kills = self.restraints.cgroup.oom_kills()
                 await self.restraints.cgroup.remove()
 
 

@@ -110,6 +110,16 @@ def build_outer_arguments(
     ]
 
 
+def build_counter_arguments(home: Path, tree: HostTree) -> list[str]:
+    """A box for a program of the host that may look everywhere in one home, and do nothing."""
+    return [
+        *_namespaces(disable_userns=False, uid=0),
+        *("--cap-add", "CAP_DAC_READ_SEARCH", "--die-with-parent"),
+        *_system(tree),
+        *("--ro-bind", str(home), "/home", "--remount-ro", "/", "--"),
+    ]
+
+
 def build_command(spec: BoxSpec, kernel: str, kills: str = "") -> list[str]:
     """The guest with what only this box knows, or the command that was asked for.
 
@@ -125,12 +135,12 @@ def build_command(spec: BoxSpec, kernel: str, kills: str = "") -> list[str]:
     return command
 
 
-def _namespaces(disable_userns: bool) -> Iterator[str]:
+def _namespaces(disable_userns: bool, uid: int = BOX_UID) -> Iterator[str]:
     yield from ("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc")
     yield from ("--unshare-uts", "--unshare-cgroup-try")
     if disable_userns:
         yield from ("--disable-userns", "--assert-userns-disabled")
-    yield from ("--uid", str(BOX_UID), "--gid", str(BOX_GID), "--hostname", "sandbox")
+    yield from ("--uid", str(uid), "--gid", str(BOX_GID), "--hostname", "sandbox")
     yield from ("--new-session", "--cap-drop", "ALL")
 
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 _PROC = Path("/proc")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
+BLOCK = 512  # bytes, the unit of `st_blocks`
 _STANDING_STILL = frozenset("TtZX")  # stopped, traced, zombie, dead
 
 # A process can end between two reads; its files then vanish or answer "no such process".
@@ -74,6 +77,64 @@ def stop_all(namespace: int, init: int, signalled: Collection[int]) -> set[int]:
     return stopped
 
 
+def kill_all(namespace: int, own: int) -> int:
+    """One round of killing all but the first `own` processes of a box; how many it met."""
+    met = 0
+    for pid in pids_in(namespace):
+        with suppress(*_Gone):
+            if inner_pid(pid) > own and _stat(pid)[0] not in "ZX":
+                _send(namespace, pid, signal.SIGKILL)
+                met += 1
+    return met
+
+
+def memory_above(namespace: int, limit: int) -> dict[int, int]:
+    """Bytes by pid, if together they are above `limit`; empty otherwise.
+
+    Pages that processes share are told apart only when the quick answer is too much.
+    """
+    pids = list(pids_in(namespace))
+    if sum(_each(_resident_bytes, pids).values()) <= limit:
+        return {}
+    exact = _each(_memory_bytes, pids)
+    return exact if sum(exact.values()) > limit else {}
+
+
+def kill_largest(namespace: int, own: int, used: Mapping[int, int], limit: int) -> bool:
+    """Until what is left is below `limit`; False if that cannot be."""
+    total = sum(used.values())
+    for pid in sorted(used, key=used.__getitem__, reverse=True):
+        if total <= limit:
+            break
+        with suppress(*_Gone):
+            if inner_pid(pid) > own:
+                _send(namespace, pid, signal.SIGKILL)
+                total -= used[pid]
+    return total <= limit
+
+
+def deleted_bytes(namespace: int, folder: Path) -> int:
+    """Of files that have no name any more but are held open; `folder` tells their file system."""
+    device = folder.stat().st_dev
+    found: dict[int, int] = {}
+    for pid in pids_in(namespace):
+        with suppress(*_Gone):
+            for fd in (_PROC / str(pid) / "fd").iterdir():
+                with suppress(*_Gone):
+                    info = fd.stat()
+                    if info.st_nlink == 0 and info.st_dev == device and stat.S_ISREG(info.st_mode):
+                        found[info.st_ino] = info.st_blocks * BLOCK
+    return sum(found.values())
+
+
+def inner_pid(pid: int) -> int:
+    """As the box itself counts."""
+    for line in (_PROC / str(pid) / "status").read_text().splitlines():
+        if line.startswith("NSpid:"):
+            return int(line.split()[-1])
+    raise ProcessLookupError(pid)
+
+
 def continue_all(namespace: int, pids: set[int]) -> None:
     for pid in pids:
         with suppress(*_Gone):
@@ -98,6 +159,18 @@ def _stat(pid: int) -> list[str]:
 def _cpu_seconds(pid: int) -> float:
     """Own time and that of children it has waited for."""
     return sum(map(int, _stat(pid)[11:15])) / _TICKS
+
+
+def _each(measure: Callable[[int], int], pids: Iterable[int]) -> dict[int, int]:
+    found = {}
+    for pid in pids:
+        with suppress(*_Gone):
+            found[pid] = measure(pid)
+    return found
+
+
+def _resident_bytes(pid: int) -> int:
+    return int((_PROC / str(pid) / "statm").read_text().split()[1]) * _PAGE
 
 
 def _memory_bytes(pid: int) -> int:
