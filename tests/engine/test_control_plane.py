@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -165,6 +166,10 @@ async def test_metrics_come_from_the_box(sandbox: AsyncSandbox) -> None:
     [sample] = await sandbox.get_metrics()
     assert sample.cpu_count == 2
     assert 0 < sample.mem_used < sample.mem_total
+    assert 0 <= sample.cpu_used_pct <= 100 * (os.cpu_count() or 1)
+    [again] = await sandbox.get_metrics(start=sample.timestamp, end=sample.timestamp)
+    assert again.timestamp == sample.timestamp
+    assert await sandbox.get_metrics(end=sample.timestamp - timedelta(seconds=5)) == []
     assert 0 < sample.disk_used < sample.disk_total
 
 

@@ -1,10 +1,19 @@
 """How values are shown: one format per MIME type, E2B's own ones included."""
 
 import base64
+from collections.abc import AsyncIterator
 
 import pytest
-from e2b_code_interpreter import AsyncSandbox
-from e2b_code_interpreter.charts import BarChart, BoxAndWhiskerChart, LineChart
+from e2b_code_interpreter import E2B, AsyncSandbox
+from e2b_code_interpreter.charts import (
+    BarChart,
+    BoxAndWhiskerChart,
+    Chart,
+    LineChart,
+    PieChart,
+    ScatterChart,
+    SuperChart,
+)
 
 PNG = b"\x89PNG\r\n"
 
@@ -69,12 +78,108 @@ async def test_a_long_data_frame_is_shown_without_its_data(sandbox: AsyncSandbox
     assert list(execution.results[0].formats()) == ["text", "html"]
 
 
-async def test_a_box_plot_is_told_from_lines(sandbox: AsyncSandbox) -> None:
-    code = (
-        "import matplotlib.pyplot as plt; plt.boxplot([[1, 2, 3], [2, 3, 9]], patch_artist=True);"
+@pytest.fixture(scope="module")
+async def plotter(e2b: E2B) -> AsyncIterator[AsyncSandbox]:
+    async with await e2b.AsyncSandbox.create(timeout=300) as sandbox:
+        yield sandbox
+
+
+def shape(chart: Chart | None) -> object:
+    """What a chart says, without its axes."""
+    match chart:
+        case SuperChart():
+            return [shape(part) for part in chart.elements]
+        case LineChart() | ScatterChart():
+            return {
+                drawn.label: [tuple(point) for point in drawn.points] for drawn in chart.elements
+            }
+        case BarChart():
+            return [(bar.group, bar.label, bar.value) for bar in chart.elements]
+        case PieChart():
+            return [(part.label, part.angle) for part in chart.elements]
+        case BoxAndWhiskerChart():
+            return [
+                (box.label, box.min, box.first_quartile, box.median, box.third_quartile, box.max)
+                for box in chart.elements
+            ]
+    return None if chart is None else chart.elements
+
+
+LINES = "ax.plot([1, 2], [3, 4], label='a'); ax.plot([1, 2], [5, 6], label='b')"
+DATES = "import pandas as pd; ax.plot(pd.date_range('2024-01-01', periods=2), [1, 2], label='d')"
+GROUPS = "ax.bar([0, 1], [1, 2], .4, label='A'); ax.bar([.4, 1.4], [3, 4], .4, label='B')"
+GRID = (
+    "plt.close(); fig, axes = plt.subplots(1, 3); axes[0].plot([0, 1], label='up')\n"
+    "axes[1].bar(['p', 'q'], [1, 2]); axes[2].pie([1, 3], labels=['x', 'y'])"
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "expected"),
+    [
+        pytest.param(LINES, LineChart, {"a": [(1, 3), (2, 4)], "b": [(1, 5), (2, 6)]}, id="lines"),
+        pytest.param(
+            DATES,
+            LineChart,
+            {"d": [("2024-01-01T00:00:00", 1), ("2024-01-02T00:00:00", 2)]},
+            id="dates",
+        ),
+        pytest.param(
+            "ax.scatter([1, 2], [3, 4], label='s')",
+            ScatterChart,
+            {"s": [(1, 3), (2, 4)]},
+            id="scatter",
+        ),
+        pytest.param(
+            "ax.bar(['p', 'q'], [1, 2])",
+            BarChart,
+            [("Group 0", "p", 1), ("Group 0", "q", 2)],
+            id="bars",
+        ),
+        pytest.param(
+            f"{GROUPS}; ax.set_xticks([.2, 1.2], ['p', 'q'])",
+            BarChart,
+            [("A", "p", 1), ("A", "q", 2), ("B", "p", 3), ("B", "q", 4)],
+            id="groups of bars",
+        ),
+        pytest.param(
+            "ax.pie([1, 3], labels=['x', 'y'])", PieChart, [("x", 90), ("y", 270)], id="pie"
+        ),
+        pytest.param(
+            "ax.boxplot([[1, 2, 3, 4, 5], [2, 6, 10]], tick_labels=['a', 'b'], patch_artist=True)",
+            BoxAndWhiskerChart,
+            [("a", 1, 2, 3, 4, 5), ("b", 2, 4, 6, 8, 10)],
+            id="boxes",
+        ),
+        pytest.param(
+            GRID,
+            SuperChart,
+            [
+                {"up": [(0, 0), (1, 1)]},
+                [("Group 0", "p", 1), ("Group 0", "q", 2)],
+                [("x", 90), ("y", 270)],
+            ],
+            id="grid",
+        ),
+        pytest.param("ax.imshow([[1, 2], [3, 4]])", Chart, [], id="picture"),
+        # E2B knows boxes by their filling.
+        pytest.param("ax.boxplot([[1, 2, 3]])", LineChart, None, id="unfilled boxes"),
+    ],
+)
+async def test_a_plot_comes_with_its_data(
+    plotter: AsyncSandbox, code: str, kind: type[Chart], expected: object
+) -> None:
+    execution = await plotter.run_code(
+        f"import matplotlib.pyplot as plt\nfig, ax = plt.subplots()\n{code}\n"
+        "fig.suptitle('T') if len(fig.axes) > 1 else ax.set_title('T')\nplt.show()"
     )
-    execution = await sandbox.run_code(code)
-    assert isinstance(execution.results[0].chart, BoxAndWhiskerChart)
+    assert execution.error is None
+    [result] = execution.results
+    assert type(result.chart) is kind
+    assert result.chart.title == "T"
+    if expected is not None:
+        assert shape(result.chart) == expected
+    assert execution.logs.stderr == []
 
 
 async def test_every_figure_of_a_cell_is_a_picture_and_a_chart(sandbox: AsyncSandbox) -> None:

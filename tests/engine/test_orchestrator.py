@@ -18,6 +18,7 @@ from e2b_agent_mcp.engine.errors import (
     SandboxNotFound,
     TooManySandboxes,
 )
+from e2b_agent_mcp.engine.history import INTERVAL
 from e2b_agent_mcp.engine.homes import remove_tree
 from e2b_agent_mcp.engine.host import Host, prepare_host
 from e2b_agent_mcp.engine.orchestrator import Orchestrator
@@ -272,6 +273,27 @@ async def test_sandboxes_on_disk_alone_leave_room_for_others(
         await orchestrator.kill(second.id)
         await orchestrator.resume(first.id, 10)
         await orchestrator.kill(first.id)
+
+
+async def test_what_a_sandbox_uses_is_kept_every_few_seconds(
+    orchestrator: Orchestrator, clock: MovedClock
+) -> None:
+    used, paused = [await orchestrator.create(SPEC) for _ in range(2)]
+    await orchestrator.pause(paused.id, PauseMode.FULL)
+    for number in (1, 2):
+        clock.move(INTERVAL)
+        with anyio.fail_after(20):
+            while len(used.samples) < number:
+                await anyio.sleep(0.01)
+    assert [s.at for s in used.samples] == [clock.now() - INTERVAL, clock.now()]
+    for sample in used.samples:
+        assert sample.memory_bytes > 0
+        assert sample.disk_bytes > 0
+        assert 0 <= sample.cpu_percent <= 100 * (os.cpu_count() or 1)
+    await orchestrator.history.sample_now(used)
+    assert len(used.samples) == 2
+    assert not paused.samples
+    await orchestrator.kill(paused.id)
 
 
 async def test_there_is_a_most_of_sandboxes(fresh_options: EngineOptions, host: Host) -> None:

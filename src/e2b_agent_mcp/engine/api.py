@@ -270,7 +270,8 @@ class ControlPlane:
 
     async def metrics(self, request: Request) -> Response:
         sandbox = self._orchestrator.find(request.path_params["id"])
-        await self._orchestrator.sample(sandbox)
+        if sandbox.state is State.RUNNING:
+            await self._orchestrator.history.sample_now(sandbox)
         start = _number(request.query_params.get("start"), 0.0)
         end = _number(request.query_params.get("end"), math.inf)
         options = self._orchestrator.options

@@ -35,7 +35,8 @@ from .errors import (
     SandboxNotFound,
     TooManySandboxes,
 )
-from .homes import disk_usage, make_home, remove_tree, wipe_leftovers
+from .history import INTERVAL, History
+from .homes import make_home, remove_tree, wipe_leftovers
 from .index import find_file_hosts
 from .isolation import Box, BoxSpec, Limits
 from .options import make_folder
@@ -43,7 +44,6 @@ from .records import RecordFolder, from_record, to_record
 from .sandbox import (
     Machine,
     PauseMode,
-    Sample,
     Sandbox,
     SandboxSpec,
     State,
@@ -113,6 +113,7 @@ class Orchestrator:
         self._spares = Spares(options.spares, self._boot_spare)
         self._sandboxes: dict[str, Sandbox] = {}
         self._records = RecordFolder(options.records_dir)
+        self.history = History(self.clock, host.isolation.owner)
         self.snapshots = Snapshots(options, host, self.clock)
         self._attempts: dict[str, _Attempt] = {}
         self._killed_for: dict[str, str] = {}  # the last ones that went over a limit
@@ -128,6 +129,7 @@ class Orchestrator:
         self._tasks = await anyio.create_task_group().__aenter__()
         self._tasks.start_soon(self._reap)
         self._tasks.start_soon(self._look_for_endpoints)
+        self._tasks.start_soon(self._keep_history)
         if self._zygotes is not None:
             self._tasks.start_soon(self._spares.keep, self._zygotes)
         return self
@@ -155,6 +157,15 @@ class Orchestrator:
                 attempt = self._attempts[key] = _Attempt(sandbox.spec, sandbox=sandbox)
                 attempt.done.set()
             logger.info("found %s: paused, its files are there", sandbox_id)
+
+    async def _keep_history(self) -> None:
+        while True:
+            await self.clock.wait(anyio.Event(), self.clock.now() + INTERVAL)
+            running = [s for s in self._sandboxes.values() if s.state is State.RUNNING]
+            try:
+                await self.history.sample(running)
+            except OSError as exc:  # no descriptor or process left: the next look may succeed
+                logger.warning("no metrics: %s", exc)
 
     async def _look_for_endpoints(self) -> None:
         index = self._host.package_index
@@ -187,19 +198,6 @@ class Orchestrator:
             return self._sandboxes[sandbox_id]
         except KeyError:
             raise SandboxNotFound(sandbox_id, self._killed_for.get(sandbox_id, "")) from None
-
-    async def sample(self, sandbox: Sandbox) -> None:
-        """Adds what the box uses now to the sandbox's short history."""
-        if sandbox.machine is None:
-            return
-        usage = await anyio.to_thread.run_sync(sandbox.machine.box.usage)
-        now = self.clock.now()
-        before = sandbox.samples[-1] if sandbox.samples else None
-        since = before.at if before else sandbox.started_at
-        used = usage.cpu_seconds - (before.cpu_seconds if before else 0.0)
-        percent = max(0.0, 100 * used / max(now - since, 0.001))
-        disk = await disk_usage(sandbox.home, self._host.isolation.owner)
-        sandbox.samples.append(Sample(now, usage.cpu_seconds, percent, usage.memory_bytes, disk))
 
     # Changing
 

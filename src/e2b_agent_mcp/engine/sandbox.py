@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Operation = Literal["read", "write"]
 
 ENVD_VERSION = "0.6.13"  # the envd whose behaviour the guest offers; SDKs gate features on it
-METRICS_KEPT = 120  # samples
+METRICS_KEPT = 360  # samples: half an hour
 
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 
@@ -103,6 +103,7 @@ class Sandbox:
     state: State = State.RUNNING
     pause_mode: PauseMode | None = None
     machine: Machine | None = None
+    disk: tuple[float, int] | None = None  # when what the home holds was counted, and the bytes
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=METRICS_KEPT))
     # The data plane's requests in flight; a pause ends them as E2B's does.
     exchanges: set[anyio.CancelScope] = field(default_factory=set)

@@ -28,7 +28,7 @@ from .delegation import Delegation, claim, survey
 from .footprint import FIND
 from .limits import Limits, counts_processes_per_box
 from .owner import Owner, box_owner
-from .processes import Usage
+from .processes import Usage, measure
 from .remedy import explain, read_host_facts
 from .seccomp import ARCHITECTURES, build_filter
 from .zygote import Nest, Zygotes
@@ -46,6 +46,7 @@ __all__ = [
     "Owner",
     "Usage",
     "Zygotes",
+    "measure",
     "probe",
 ]
 

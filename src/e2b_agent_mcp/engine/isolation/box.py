@@ -288,9 +288,14 @@ class Box:
         processes.continue_all(self._namespace, self._frozen)
         self._frozen = set()
 
+    @property
+    def namespace(self) -> int:
+        """Of its processes; see `processes.measure`."""
+        return self._namespace
+
     def usage(self) -> Usage:
         """Costs a look at every process of the host: some milliseconds."""
-        return processes.measure(self._namespace)
+        return processes.measure({self._namespace})[self._namespace]
 
     def memory_above(self, limit: int) -> dict[int, int]:
         """Bytes by process, if together they are above `limit`. As costly as `usage`."""

@@ -27,13 +27,13 @@ _STANDING_STILL = frozenset("TtZX")  # stopped, traced, zombie, dead
 _Gone = (FileNotFoundError, ProcessLookupError, PermissionError)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Usage:
     """`cpu_seconds` includes processes that ended; `memory_bytes` counts shared pages once."""
 
-    cpu_seconds: float
-    memory_bytes: int
-    processes: int
+    cpu_seconds: float = 0.0
+    memory_bytes: int = 0
+    processes: int = 0
 
 
 def namespace_of(pid: int) -> int:
@@ -49,14 +49,17 @@ def pids_in(namespace: int) -> Iterator[int]:
                     yield int(name)
 
 
-def measure(namespace: int) -> Usage:
-    cpu, memory, count = 0.0, 0, 0
-    for pid in pids_in(namespace):
+def measure(namespaces: Collection[int]) -> dict[int, Usage]:
+    """What each uses; one look at every process of the host, however many are asked for."""
+    found = {namespace: Usage() for namespace in namespaces}
+    for name in filter(str.isdecimal, os.listdir(_PROC)):
         with suppress(*_Gone):
-            cpu += _cpu_seconds(pid)
-            memory += _memory_bytes(pid)
-            count += 1
-    return Usage(cpu_seconds=cpu, memory_bytes=memory, processes=count)
+            pid = int(name)
+            if (usage := found.get(namespace_of(pid))) is not None:
+                usage.cpu_seconds += _cpu_seconds(pid)
+                usage.memory_bytes += _memory_bytes(pid)
+                usage.processes += 1
+    return found
 
 
 def stop_all(namespace: int, init: int, signalled: Collection[int]) -> set[int]:

@@ -6,6 +6,7 @@ and lists and dicts that JSON can say are also `application/json`.
 
 import json
 import sys
+import warnings
 from typing import Any
 
 from IPython.core.formatters import BaseFormatter
@@ -63,7 +64,9 @@ def _chart(figure: Any) -> Any:
     except ImportError:
         return None
     try:
-        return _plain(chart_figure_to_dict(figure), fallback=str)
+        with warnings.catch_warnings():  # of its own, about plots that the user made
+            warnings.simplefilter("ignore")
+            return _plain(chart_figure_to_dict(figure), fallback=str)
     except Exception:  # any figure at all comes here; an odd one is a picture without a chart
         return None
 
