@@ -172,6 +172,7 @@ class EngineSettings:
     cache_dir: Path | None = option(None, "folder of the template (about 1 GB)")
     runtime_dir: Path | None = option(None, "private folder of sockets and the engine's address")
     idle_exit: float = option(900.0, "the engine ends itself after so long unused, in seconds")
+    port: int = option(0, "port that the engine listens on; 0 is any free one")
     retention: int = option(
         2_592_000, "the engine removes a paused sandbox after so long, in seconds"
     )

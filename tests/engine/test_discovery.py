@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager
@@ -27,7 +28,7 @@ from e2b_agent_mcp.engine import (
     find,
     stop,
 )
-from e2b_agent_mcp.engine.discovery import inherited_environment, write_runtime
+from e2b_agent_mcp.engine.discovery import inherited_environment, lasting_key, write_runtime
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -241,6 +242,28 @@ async def test_a_folder_that_others_can_write_is_refused(options: EngineOptions)
 def test_only_loopback_is_served() -> None:
     with pytest.raises(EngineError, match="loopback"):
         EngineOptions(host="0.0.0.0")
+
+
+async def test_programs_may_go_on_with_the_next_engine(options: EngineOptions) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        fixed = replace(options, port=reserved.getsockname()[1])
+    old = await ensure_ready(fixed)
+    sandbox = await client(old).AsyncSandbox.create(timeout=600)
+    await sandbox.files.write("kept.txt", "kept")
+    os.kill(old.pid, signal.SIGKILL)
+    new = await ensure_ready(fixed)
+    assert (new.api_url, new.api_key) == (old.api_url, old.api_key)
+    await sandbox.connect(timeout=60)
+    assert await sandbox.files.read("kept.txt") == "kept"
+    assert (options.state_dir / "engine.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_key_that_others_can_read_is_replaced(fresh_options: EngineOptions) -> None:
+    fresh_options.make_dirs()
+    key = lasting_key(fresh_options)
+    assert lasting_key(fresh_options) == key
+    (fresh_options.state_dir / "engine.key").chmod(0o644)
+    assert lasting_key(fresh_options) != key
 
 
 def test_the_runtime_file_is_private(fresh_options: EngineOptions) -> None:

@@ -18,7 +18,7 @@ from e2b_agent_mcp.engine.errors import (
     SandboxNotFound,
     TooManySandboxes,
 )
-from e2b_agent_mcp.engine.history import INTERVAL
+from e2b_agent_mcp.engine.history import SAMPLE_INTERVAL
 from e2b_agent_mcp.engine.homes import remove_tree
 from e2b_agent_mcp.engine.host import Host, prepare_host
 from e2b_agent_mcp.engine.orchestrator import Orchestrator
@@ -281,11 +281,11 @@ async def test_what_a_sandbox_uses_is_kept_every_few_seconds(
     used, paused = [await orchestrator.create(SPEC) for _ in range(2)]
     await orchestrator.pause(paused.id, PauseMode.FULL)
     for number in (1, 2):
-        clock.move(INTERVAL)
+        clock.move(SAMPLE_INTERVAL)
         with anyio.fail_after(20):
             while len(used.samples) < number:
                 await anyio.sleep(0.01)
-    assert [s.at for s in used.samples] == [clock.now() - INTERVAL, clock.now()]
+    assert [s.at for s in used.samples] == [clock.now() - SAMPLE_INTERVAL, clock.now()]
     for sample in used.samples:
         assert sample.memory_bytes > 0
         assert sample.disk_bytes > 0

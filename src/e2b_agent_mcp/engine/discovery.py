@@ -55,6 +55,8 @@ _INHERITED = re.compile(
 )
 _SECRET = re.compile(r"(?i).*(_KEY|TOKEN|SECRET|PASSWORD)$")
 
+_KEY = re.compile(r"e2b_[0-9a-f]{40}")
+
 Progress = Callable[[str], None]
 
 
@@ -111,19 +113,42 @@ def write_runtime(options: EngineOptions, address: EngineAddress) -> None:
     draft.replace(path)
 
 
-def read_runtime(options: EngineOptions) -> Runtime | None:
-    """What the file says, if it is there and nobody else can have written it."""
+def lasting_key(options: EngineOptions) -> str:
+    """The key of the engines of this state folder: programs may know it longer than one lives."""
+    path = options.state_dir / "engine.key"
+    if (known := _read_private(path)) is not None and _KEY.fullmatch(known):
+        return known
+    key = f"e2b_{secrets.token_hex(20)}"
+    draft = path.with_suffix(f".{os.getpid()}")
+    with open(draft, "w", opener=private) as file:
+        file.write(key)
+    draft.replace(path)
+    return key
+
+
+def _read_private(path: Path) -> str | None:
+    """What a file says, if it is there and nobody else can have read or written it."""
     try:
-        with open(options.runtime_file, opener=_no_links) as file:
+        with open(path, opener=_no_links) as file:
             info = os.fstat(file.fileno())
             if info.st_uid != os.getuid() or info.st_mode & 0o077:
                 return None
-            said = json.loads(file.read(LONGEST_RUNTIME_FILE))
+            return file.read(LONGEST_RUNTIME_FILE)
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def read_runtime(options: EngineOptions) -> Runtime | None:
+    text = _read_private(options.runtime_file)
+    if text is None:
+        return None
+    try:
+        said = json.loads(text)
         address = EngineAddress(
             said["api_url"], said["sandbox_url"], said["api_key"], int(said["pid"])
         )
         return Runtime(address, said["version"], EngineOptions.from_json(said["options"]))
-    except (OSError, ValueError, KeyError, TypeError, EngineError):
+    except (ValueError, KeyError, TypeError, EngineError):
         return None
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .isolation import Owner
     from .sandbox import Sandbox
 
-INTERVAL = 5.0  # seconds, as in E2B's cloud
+SAMPLE_INTERVAL = 5.0  # seconds, as in E2B's cloud
 DISK_INTERVAL = 60.0  # seconds
 FRESH = 1.0  # seconds that a sample is the answer to who asks
 FIRST_LOOK = 0.1  # seconds that a sandbox's first share of the processors is taken over

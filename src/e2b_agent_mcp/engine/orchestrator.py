@@ -35,7 +35,7 @@ from .errors import (
     SandboxNotFound,
     TooManySandboxes,
 )
-from .history import INTERVAL, History
+from .history import SAMPLE_INTERVAL, History
 from .homes import make_home, remove_tree, wipe_leftovers
 from .index import find_file_hosts
 from .isolation import Box, BoxSpec, Limits
@@ -160,7 +160,7 @@ class Orchestrator:
 
     async def _keep_history(self) -> None:
         while True:
-            await self.clock.wait(anyio.Event(), self.clock.now() + INTERVAL)
+            await self.clock.wait(anyio.Event(), self.clock.now() + SAMPLE_INTERVAL)
             running = [s for s in self._sandboxes.values() if s.state is State.RUNNING]
             try:
                 await self.history.sample(running)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -19,7 +18,7 @@ import anyio
 import uvicorn
 
 from .app import FrontDoor
-from .discovery import EngineAddress, locked, write_runtime
+from .discovery import EngineAddress, lasting_key, locked, write_runtime
 from .errors import StartError
 from .guest.tunnel import UpgradedConnection
 from .host import Host, prepare_host
@@ -197,4 +196,4 @@ def _published(options: EngineOptions, address: EngineAddress) -> Iterator[None]
 def _address(options: EngineOptions, listener: socket.socket) -> EngineAddress:
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"http://{host}:{listener.getsockname()[1]}"
-    return EngineAddress(url, url, f"e2b_{secrets.token_hex(20)}", os.getpid())
+    return EngineAddress(url, url, lasting_key(options), os.getpid())
