@@ -70,11 +70,17 @@ class GuestConnection:
             raise GuestGone from exc
 
 
+class GuestRefuses(GuestGone):
+    """It is dead: as long as it lives it holds the listener."""
+
+
 @asynccontextmanager
 async def connect(socket_path: Path) -> AsyncIterator[GuestConnection]:
     """A fresh connection; it waits in the listener's queue until the guest takes it."""
     try:
         stream = await anyio.connect_unix(socket_path)
+    except ConnectionRefusedError as exc:
+        raise GuestRefuses from exc
     except OSError as exc:
         raise GuestGone from exc
     async with stream:

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LAUNCH_TIMEOUT = 60.0  # seconds from launch to a guest that answers
+SPARE_TIMEOUT = 5.0  # seconds for the guest of a spare, which answered before, to answer again
 CLEANUP_TIMEOUT = 30.0  # seconds for a box to die and its home to go
 AUTO_RESUME_TIMEOUT = 300.0  # seconds at least that traffic buys a paused sandbox, as on E2B
 GUEST_LOG_TAIL = 2000  # characters
@@ -259,7 +260,7 @@ class Orchestrator:
             try:
                 await self._dedicate(spare, spec)
             except (LaunchError, OSError):
-                logger.warning("%s ended as a spare", spare.id)
+                logger.warning("%s ended or hung as a spare", spare.id)
             else:
                 return spare
         sandbox = self._new_record(spec)
@@ -277,7 +278,8 @@ class Orchestrator:
         spare.spec, spare.network = spec, spec.network
         spare.machine.egress.policy = spec.network
         try:
-            await self._greet(spare, spare.machine.box)
+            with anyio.fail_after(SPARE_TIMEOUT):
+                await self._greet(spare, spare.machine.box)
         except BaseException:
             with _shielded():
                 await self._stop(spare)
@@ -607,7 +609,8 @@ class Orchestrator:
     async def _stop(self, sandbox: Sandbox) -> None:
         if (machine := sandbox.machine) is not None:
             machine.box.kill()
-            await machine.stopped.wait()
+            with anyio.move_on_after(CLEANUP_TIMEOUT):
+                await machine.stopped.wait()
 
     async def _remove_home(self, sandbox: Sandbox) -> None:
         await anyio.to_thread.run_sync(remove_tree, sandbox.home)

@@ -27,7 +27,14 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
 from .api import error
-from .connection import ENVD_PORT, INTERPRETER_PORT, GuestConnection, GuestGone, connect
+from .connection import (
+    ENVD_PORT,
+    INTERPRETER_PORT,
+    GuestConnection,
+    GuestGone,
+    GuestRefuses,
+    connect,
+)
 from .errors import Refusal, SandboxNotFound
 from .guest.tunnel import Connection, join, refuse, write_head
 from .sandbox import Operation, PauseMode, Sandbox, State
@@ -151,6 +158,9 @@ class Router:
             try:
                 async with connect(sandbox.socket_path) as guest:
                     await passage.run(guest, entry.port)
+            except GuestRefuses:
+                if sandbox.machine is not None:
+                    sandbox.machine.box.kill()
             except GuestGone:
                 pass
         if passage.finished or passage.client_gone or passage.answering:

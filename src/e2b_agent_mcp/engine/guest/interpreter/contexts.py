@@ -5,6 +5,7 @@ its client abandons is interrupted and then read to its end. A kernel that goes 
 waited for, and whoever asks meanwhile is told that it is busy.
 """
 
+import logging
 import shutil
 import tempfile
 import uuid
@@ -24,9 +25,12 @@ from .languages import JAVASCRIPT, LANGUAGES, PYTHON, Language, find_language
 from .messages import END, Event, Transcript, error, stderr
 from .nursery import Nursery, is_untouched
 
+logger = logging.getLogger(__name__)
+
 LAUNCH_TIMEOUT = 60.0  # seconds from the start of a kernel to its first answer
 INTERRUPTS = 3  # how often abandoned code is interrupted: it may swallow a KeyboardInterrupt
 INTERRUPT_INTERVAL = 2.0  # seconds
+START_PATIENCE = 2.0  # seconds for abandoned code to begin; a kernel that stands still never does
 REPLY_GRACE = 1.0  # seconds between reply and "idle": after an interrupt, one may be missing
 COLOURS_OFF = {"NO_COLOR": "1", "TERM": "dumb"}
 EVENTS = 4  # waiting for a slow client; beyond that its kernel waits
@@ -36,6 +40,7 @@ BUSY = (
     "Restart the context to use it again; its variables will be lost."
 )
 LOST = "Its variables are lost."
+FAILED = "The context failed and lost its variables; run the code again."
 RESTARTED = "The context was restarted."
 REMOVED = "The context was removed."
 
@@ -102,6 +107,7 @@ class Context:
         self._nursery = nursery
         self._kernel: Kernel | None = None
         self._removed = False
+        self._current: Execution | None = None
         # None asks for a kernel, so that the first execution finds one.
         self._asking, self._asked = anyio.create_memory_object_stream[Execution | None](inf)
 
@@ -130,13 +136,27 @@ class Context:
             await kernel.end(verdict)
 
     async def serve(self) -> None:
+        while not self._removed:
+            try:
+                await self._serve()
+            except Exception:
+                # One of ours, or a sandbox that has no disk or descriptor left: it must end
+                # neither the other contexts nor, unanswered, the execution that met it.
+                logger.exception("context %s failed", self.id)
+                self._kernel = None  # the end of its tasks has killed it
+                if self._current is not None:
+                    await self._fail(self._current, KernelEndedError(FAILED))
+
+    async def _serve(self) -> None:
         async with anyio.create_task_group() as kernels:
             async for execution in self._asked:
+                self._current = execution
                 try:
                     kernel = await self._ensure_kernel(kernels, execution)
                     await self._run(kernel, execution)
                 except KernelEndedError as ended:
                     await self._fail(execution, ended)
+                self._current = None
 
     async def _fail(self, execution: Execution | None, ended: KernelEndedError) -> None:
         if execution is None or execution.abandoned.is_set():
@@ -170,8 +190,15 @@ class Context:
 
     async def _launch(self) -> Kernel:
         environ = self._environ({})
-        folder = Path(tempfile.mkdtemp(prefix="kernel-"))
-        channels = Channels(folder, self.language.transport)
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="kernel-"))
+        except OSError as exc:
+            raise KernelEndedError(f"The context could not start: {exc}") from exc
+        try:
+            channels = Channels(folder, self.language.transport)
+        except OSError as exc:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise KernelEndedError(f"The context could not start: {exc}") from exc
         try:
             process = await self._fork(channels.connection_file, environ, folder / "log")
             if process is None:
@@ -280,7 +307,8 @@ class Context:
         self, kernel: Kernel, execution: Execution, transcript: Transcript
     ) -> None:
         await execution.abandoned.wait()
-        await transcript.started.wait()  # before that, an interrupt would be lost
+        with anyio.move_on_after(START_PATIENCE):
+            await transcript.started.wait()  # before that, an interrupt would be lost
         for _ in range(INTERRUPTS):
             kernel.process.interrupt()
             await anyio.sleep(INTERRUPT_INTERVAL)
