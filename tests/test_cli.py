@@ -104,7 +104,17 @@ def test_sessions_are_listed_and_ended(shell: Shell) -> None:
     shell("run", "--session", "listed", "-c", "1")
     found = json.loads(shell("sessions", "--json").stdout)
     assert "listed" in {item["session"] for item in found}
-    assert re.search(r"^listed +running ", shell("sessions").stdout, re.MULTILINE)
+    (listed,) = (item for item in found if item["session"] == "listed")
+    assert listed["usage"]["memory_total"] > listed["usage"]["memory_used"] > 0
+    table = shell("sessions").stdout
+    assert re.search(r"^listed +running .* of \d+\.\d GiB +\d+ +\$0\.00 ", table, re.MULTILINE)
+    assert re.search(r"^Spent in \d{4}-\d\d: \d+ s of sandbox\.$", table, re.MULTILINE)
+    spent = json.loads(shell("sessions", "spending", "--json").stdout)
+    assert "listed" in {item["session"] for item in spent["sessions"]}
+    assert spent["total"]["sandbox_seconds"] > 0
+    assert shell("sessions", "spending", "--month", "2020-01").stdout == (
+        "Spent in 2020-01: 0 s of sandbox.\n"
+    )
     assert shell("sessions", "prune", "--dry-run", "--json").stdout == "[]\n"
     assert shell("sessions", "end", "listed").returncode == 0
     assert shell("sessions", "end", "listed").returncode == 1

@@ -441,6 +441,10 @@ async def test_a_session_is_listed_restarted_and_ended(client: Client, settings:
     (mine,) = (s for s in sessions if s["session"] == settings.session)
     assert (mine["sandbox_id"], mine["state"]) == (first["sandbox_id"], "running")
     assert 0 < mine["expires_in"] <= settings.sandboxes.idle_after
+    assert 0 < mine["usage"]["memory_used"] < mine["usage"]["memory_total"]
+    assert 0 < mine["usage"]["disk_used"] < mine["usage"]["disk_total"]
+    assert mine["spent"]["sandbox_seconds"] > 0
+    assert mine["spent"]["sandbox_usd"] == 0
 
     await data(client, "restart_session")
     after = await data(client, "run_python", code="import os; 'x' in globals(), os.listdir()")

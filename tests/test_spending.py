@@ -9,12 +9,14 @@ from pathlib import Path
 
 import anyio
 import pytest
+from mcp import Client
 
-from e2b_agent_mcp import SandboxManager, SessionKey
+from e2b_agent_mcp import SandboxManager, SessionKey, create_server
 from e2b_agent_mcp.costs import Spent
 from e2b_agent_mcp.engine import EngineAddress
 from e2b_agent_mcp.errors import MonthlyBudgetError
 from e2b_agent_mcp.settings import (
+    AgentSettings,
     CostSettings,
     E2BSettings,
     EngineSettings,
@@ -22,6 +24,7 @@ from e2b_agent_mcp.settings import (
     Secret,
     Settings,
 )
+from scripted_llm import Reply, ScriptedLLM, code
 
 PRICE = CostSettings(vcpu_second=1.0, gib_second=0.0)  # a dollar per vCPU and second
 
@@ -223,3 +226,69 @@ async def test_a_soft_budget_warns_and_goes_on(make_settings: MakeSettings) -> N
         async with manager.lease("analysis") as lease:
             assert "has reached costs.owner_warning" in lease.warning
             assert (await lease.run_code("6 * 7")).execution.text == "42"
+
+
+async def test_over_mcp_a_spent_budget_is_an_error_that_names_the_option(
+    make_settings: MakeSettings,
+) -> None:
+    # A model that nobody reaches: a task is refused before it is asked.
+    agent = AgentSettings(model="openai/none", base_url="http://127.0.0.1:9", api_key=Secret("k"))
+    settings = make_settings(CostSettings(owner_budget=1.0), agent=agent)
+    key = SessionKey(settings.local_owner, settings.session)
+    async with (
+        SandboxManager(make_settings()) as another,
+        Client(create_server(settings)) as client,
+    ):
+        first = await client.call_tool("run_python", {"code": "open('kept', 'w').write('kept')"})
+        assert not first.is_error
+        another.account_model(key, usd=1.0, tokens=1)
+        await another.spending()  # it is on disk now
+        with anyio.fail_after(30):
+            while not (refused := await client.call_tool("run_python", {"code": "1"})).is_error:
+                pass  # a look at the budgets holds for a second
+        assert refused.structured_content is not None
+        assert refused.structured_content["error"]["code"] == "monthly_budget"
+        assert "costs.owner_budget" in refused.structured_content["error"]["message"]
+        task = await client.call_tool("run_agent_task", {"task": "Count to three."})
+        assert task.structured_content is not None
+        assert task.structured_content["error"]["code"] == "monthly_budget"
+        assert "E2B_AGENT_MCP_COSTS_OWNER_BUDGET" in task.structured_content["error"]["hint"]
+        kept = await client.call_tool("download_file", {"path": "kept"})
+        assert kept.structured_content is not None
+        assert kept.structured_content["text"] == "kept"
+        listed = await client.call_tool("list_sessions", {})
+        assert listed.structured_content is not None
+        assert listed.structured_content["spent"]["model_usd"] == 1.0
+        assert "No new work" in listed.structured_content["warning"]
+        ended = await client.call_tool("end_session", {})
+        assert ended.structured_content == {"session": settings.session, "ended": True}
+
+
+async def test_what_a_task_spends_on_its_model_is_counted(make_settings: MakeSettings) -> None:
+    with ScriptedLLM() as llm:
+        agent = llm.settings(model="openai/gpt-6-luna", max_tokens=10**9, max_cost_usd=100.0)
+        settings = make_settings(agent=agent)
+        llm.script(
+            Reply(text=code("x = 6 * 7"), usage=(1_000_000, 1_000)),
+            Reply(text=code("final_answer(x)"), usage=(2_000_000, 1_000)),
+        )
+        async with Client(create_server(settings)) as client:
+            task = await client.call_tool("run_agent_task", {"task": "6 times 7?"})
+            assert task.structured_content is not None
+            assert task.structured_content["status"] == "completed", task
+            usage = task.structured_content["usage"]
+            listed = await client.call_tool("list_sessions", {})
+            assert listed.structured_content is not None
+            spent = listed.structured_content["spent"]["model_usd"]
+            assert spent == pytest.approx(usage["cost_usd"])
+            assert spent > 0.1
+    async with SandboxManager(settings) as manager:
+        assert (await manager.spending()).total.tokens == 3_002_000
+
+
+async def test_over_mcp_a_soft_budget_is_a_note_in_the_result(make_settings: MakeSettings) -> None:
+    async with Client(create_server(make_settings(CostSettings(owner_warning=0.0)))) as client:
+        result = await client.call_tool("run_python", {"code": "6 * 7"})
+        assert result.structured_content is not None
+        assert result.structured_content["text"] == "42"
+        assert "has reached costs.owner_warning" in result.structured_content["note"]

@@ -32,7 +32,7 @@ from e2b_agent_mcp.settings import Settings, config_path, read_config
 
 if TYPE_CHECKING:
     from e2b_agent_mcp.engine import EngineAddress
-    from e2b_agent_mcp.lifecycle import Lease, Progress, Run, SandboxManager, SessionInfo
+    from e2b_agent_mcp.lifecycle import Lease, Progress, Run, SandboxManager
     from e2b_agent_mcp.tasks import TaskRequest
 
 NAME = "e2b-agent-mcp"
@@ -185,8 +185,13 @@ def build_parser() -> argparse.ArgumentParser:
     interactive = add("interactive", _interactive, "give the agent tasks one after the other")
     _add_task_options(interactive)
 
-    sessions = add("sessions", _sessions, "list sessions, end one, or prune paused ones")
-    sessions.add_argument("action", nargs="?", choices=("list", "end", "prune"), default="list")
+    sessions = add(
+        "sessions", _sessions, "list sessions, end one, prune paused ones, or show the spending"
+    )
+    sessions.add_argument(
+        "action", nargs="?", choices=("list", "end", "prune", "spending"), default="list"
+    )
+    sessions.add_argument("--month", help="spending: of that month (2026-11), not of this one")
     sessions.add_argument("--dry-run", action="store_true", help="prune: only say what would end")
     sessions.add_argument("name", nargs="?", metavar="NAME", help="session to end")
     sessions.add_argument("--json", action="store_true", help="print JSON")
@@ -375,32 +380,21 @@ def _ended(ended: bool) -> str:
 
 
 def _list_sessions(args: argparse.Namespace, settings: Settings) -> int:
-    async def fetch() -> list[dict[str, str]]:
-        async with _manager(settings) as manager:
-            return [
-                {
-                    "session": info.name,
-                    "state": info.state,
-                    "sandbox_id": info.sandbox_id,
-                    "started_at": info.started_at.isoformat(timespec="seconds"),
-                    "end_at": info.end_at.isoformat(timespec="seconds"),
-                }
-                for info in await listed(manager)
-            ]
+    from e2b_agent_mcp.commands import sessions
 
-    async def listed(manager: "SandboxManager") -> "list[SessionInfo]":
-        owner = settings.local_owner
-        if args.action == "prune":
-            return await manager.prune(owner, dry_run=args.dry_run)
-        return await manager.list_sessions(owner)
-
-    found = anyio.run(fetch)
-    if args.json:
-        print(json.dumps(found))
-    elif not found:
-        print("No sessions.")
+    if args.action == "spending":
+        report = anyio.run(sessions.spending, settings, args.month)
+    elif args.action == "prune":
+        report = anyio.run(sessions.prune, settings, args.dry_run)
     else:
-        _print_rows(found)
+        report = anyio.run(sessions.listing, settings)
+    if args.json:
+        print(json.dumps(report.data))
+        return 0
+    if report.rows:
+        _print_rows(report.rows)
+    for line in report.lines:
+        print(line)
     return 0
 
 

@@ -8,6 +8,7 @@ from e2b_agent_mcp.lifecycle.files import FileInfo
 from e2b_agent_mcp.lifecycle.lease import CommandRun, Lease, Run, RunStatus
 from e2b_agent_mcp.lifecycle.manager import SandboxManager, SessionInfo
 from e2b_agent_mcp.lifecycle.output import Output
+from e2b_agent_mcp.lifecycle.usage import Usage
 
 __all__ = [
     "CommandRun",
@@ -21,4 +22,5 @@ __all__ = [
     "RunStatus",
     "SandboxManager",
     "SessionInfo",
+    "Usage",
 ]

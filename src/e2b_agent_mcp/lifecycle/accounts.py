@@ -209,11 +209,12 @@ class Accounts:
     async def spending(self, owner: str, name: str | None = None) -> Spending:
         """What the owner has spent in the month of that name, or in the current one."""
         month = month_of(self._clock()) if name is None else named_month(name)
-        sessions = {
-            item.key.name: item.spent
-            for item in await self.accounts(month)
-            if item.key.owner == owner
-        }
+        try:
+            accounts = await self.accounts(month)
+        except sqlite3.Error as exc:
+            logger.warning("spending of %s cannot be read: %s", month.name, exc)
+            accounts = []
+        sessions = {item.key.name: item.spent for item in accounts if item.key.owner == owner}
         return Spending(
             month=month.name,
             sessions=sessions,

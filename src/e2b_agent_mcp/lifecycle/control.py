@@ -12,6 +12,7 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import anyio
@@ -28,6 +29,7 @@ from e2b_agent_mcp.errors import (
     sandbox_errors,
 )
 from e2b_agent_mcp.lifecycle.transitions import Transitions
+from e2b_agent_mcp.lifecycle.usage import Usage, usage_of
 from e2b_agent_mcp.pool import Candidate, SessionKey, creation_of, new_metadata, scope_of
 from e2b_agent_mcp.settings import Settings
 
@@ -40,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 RETRY_DELAYS = (0.5, 1.5)  # seconds; E2B's SDK has retried three times before each
 BUSY_DELAY = 4.0  # seconds between two attempts to create while E2B says that it is busy
+METRICS_LIMIT = 2.0  # seconds
+CLOCKS_APART = 10.0  # seconds between our clock and E2B's, and between two of its samples
 ADDRESS_AGE = 60.0  # seconds without a call after which E2B's address is asked for again
 
 T = TypeVar("T")
@@ -209,6 +213,23 @@ class Control:
         if paused:
             self._tell("paused", sandbox_id)
         return paused
+
+    async def usage(self, sandbox_id: str, *, last: float) -> Usage | None:
+        """What the sandbox uses, and its peak in the last seconds; None when E2B cannot say."""
+        start = datetime.now(UTC) - timedelta(seconds=last + CLOCKS_APART)
+        try:
+            samples = await bounded(
+                "measuring a sandbox",
+                METRICS_LIMIT,
+                lambda: self._call(
+                    "measuring a sandbox",
+                    lambda sandboxes: sandboxes.get_metrics(sandbox_id, start=start),
+                ),
+            )
+        except E2BAgentError as exc:
+            logger.info("no metrics of sandbox=%s: %s", sandbox_id, exc.message)
+            return None
+        return usage_of(samples)
 
     async def kill(self, sandbox_id: str) -> bool:
         """False when there was nothing to kill."""

@@ -23,6 +23,7 @@ from e2b_agent_mcp.errors import (
 from e2b_agent_mcp.lifecycle.files import Files
 from e2b_agent_mcp.lifecycle.output import OUTPUT_LIMIT, Flood, Output, Received
 from e2b_agent_mcp.lifecycle.stopping import RESTART_LIMIT, Stopping, complete
+from e2b_agent_mcp.lifecycle.usage import KILLED, Outcome, explain
 
 if TYPE_CHECKING:
     from e2b import AsyncCommandHandle, CommandResult
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 RunStatus = Literal["ok", "error", "timeout", "interrupted"]
 
 COMMAND_GRACE = 10.0  # seconds after which E2B itself ends a command that we failed to stop
+
+ERROR_WORDS = 2000  # characters of an error that are looked at
 
 FLOODED = f"The code printed over {OUTPUT_LIMIT:,} characters and was stopped."
 KERNEL_DIED = (
@@ -109,7 +112,15 @@ class Lease(Files, Stopping):
                     await self.settle()
                 raise
             told.status = status
+        note = await self._with_usage(note, _code_outcome(execution, told.duration))
         return Run(status=status, execution=execution, duration=told.duration, note=note)
+
+    async def _with_usage(self, note: str, outcome: Outcome) -> str:
+        """The note, and what there is to say of the sandbox's memory and disk."""
+        if not outcome.raises_a_question or self._session.slot.sandbox_id != self._sandbox_id:
+            return note
+        usage = await self._control.usage(self._sandbox_id, last=outcome.duration)
+        return f"{note} {explain(outcome, usage)}".strip()
 
     @contextmanager
     def _told_run(self) -> Iterator["_ToldRun"]:
@@ -183,11 +194,19 @@ class Lease(Files, Stopping):
         with self._told_run() as told:
             status, exit_code, note = await self._command(command, timeout, cwd, received)
             told.status = status
+        stderr = "".join(received.execution.logs.stderr)
+        outcome = Outcome(
+            duration=told.duration,
+            failed=bool(exit_code),
+            words=stderr[-ERROR_WORDS:],
+            died=exit_code in (KILLED, -1),
+        )
+        note = await self._with_usage(note, outcome)
         return CommandRun(
             status=status,
             exit_code=exit_code,
             stdout="".join(received.execution.logs.stdout),
-            stderr="".join(received.execution.logs.stderr),
+            stderr=stderr,
             duration=told.duration,
             note=note,
         )
@@ -269,6 +288,18 @@ def _outcome(execution: "Execution") -> tuple[RunStatus, "Execution", str]:
         return "ok", execution, ""
     died = execution.error.name in _KERNEL_DEATHS
     return "error", execution, KERNEL_DIED if died else ""
+
+
+def _code_outcome(execution: "Execution", duration: float) -> Outcome:
+    error = execution.error
+    if error is None:
+        return Outcome(duration)
+    return Outcome(
+        duration,
+        failed=True,
+        words=f"{error.name} {error.value[-ERROR_WORDS:]}",
+        died=error.name in _KERNEL_DEATHS,
+    )
 
 
 async def _exit_code(handle: "AsyncCommandHandle[None]") -> int:

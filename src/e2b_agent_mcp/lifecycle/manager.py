@@ -16,7 +16,7 @@ meanwhile leaves the sandbox to the session's next call.
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -37,6 +37,7 @@ from e2b_agent_mcp.lifecycle.places import Places
 from e2b_agent_mcp.lifecycle.session import Session
 from e2b_agent_mcp.lifecycle.stopping import RESTARTED
 from e2b_agent_mcp.lifecycle.transitions import Transitions
+from e2b_agent_mcp.lifecycle.usage import Usage
 from e2b_agent_mcp.pool import (
     EXPLAIN_REPLACED,
     EXPLAIN_RESTARTED,
@@ -207,6 +208,23 @@ class SandboxManager:
             replace(_session_info(item), spent=spent.get(item.session, Spent()))
             for item in by_session(found)
         ]
+
+    async def usage(self, sandbox_ids: Iterable[str]) -> dict[str, Usage]:
+        """CPU, memory and disk of running sandboxes, by their ids: one request for each, at once.
+
+        Those for which E2B has no answer within two seconds are left out.
+        """
+        found: dict[str, Usage] = {}
+
+        async def measure(sandbox_id: str) -> None:
+            usage = await self._control.usage(sandbox_id, last=0.0)
+            if usage is not None:
+                found[sandbox_id] = usage
+
+        async with anyio.create_task_group() as tasks:
+            for sandbox_id in sandbox_ids:
+                tasks.start_soon(measure, sandbox_id)
+        return found
 
     async def spending(self, owner: str | None = None, *, month: str | None = None) -> Spending:
         """What the owner's sessions have spent in a calendar month ("2026-11", in UTC; without one

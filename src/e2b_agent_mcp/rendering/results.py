@@ -112,6 +112,21 @@ class FilesResult(InSession):
     truncated: bool
 
 
+class SpentResult(TypedDict):
+    sandbox_seconds: Annotated[float, Field(description="Paused time does not count")]
+    sandbox_usd: Annotated[float, Field(description="An estimate; 0 where nobody bills")]
+    model_usd: Annotated[float, Field(description="Language models of agent tasks")]
+
+
+class UsageNow(TypedDict):
+    cpus: int
+    cpu_percent: float
+    memory_used: Annotated[int, Field(description="Bytes")]
+    memory_total: int
+    disk_used: int
+    disk_total: int
+
+
 class Session(TypedDict):
     session: str
     sandbox_id: str
@@ -120,10 +135,15 @@ class Session(TypedDict):
     end_at: str
     age: Annotated[float, Field(description="Seconds since the sandbox was created")]
     expires_in: Annotated[float, Field(description="Seconds until it ends, unless it is used")]
+    spent: Annotated[SpentResult, Field(description="By the session in this month")]
+    usage: Annotated[UsageNow | None, Field(description="null: paused, or E2B has no figures")]
 
 
 class SessionsResult(TypedDict):
     sessions: list[Session]
+    month: Annotated[str, Field(description="The month in which `spent` was, in UTC")]
+    spent: Annotated[SpentResult, Field(description="By all your sessions, ended ones too")]
+    warning: Annotated[str, Field(description="That a monthly budget is spent, or nearly")]
 
 
 class RestartResult(InSession):

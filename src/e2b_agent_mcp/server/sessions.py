@@ -61,8 +61,12 @@ class Caller:
             return ""
         return f"Pass session={name!r} to go on in this sandbox; without it you get a new one."
 
+    @property
+    def is_anonymous(self) -> bool:
+        return self.owner == ANONYMOUS
+
     def may_see(self, name: str) -> bool:
-        return self.owner != ANONYMOUS or name == self.default or not _MADE.fullmatch(name)
+        return not self.is_anonymous or name == self.default or not _MADE.fullmatch(name)
 
 
 _caller: ContextVar[Caller] = ContextVar("caller")

@@ -18,6 +18,7 @@ from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 
+from e2b_agent_mcp.costs import Spent
 from e2b_agent_mcp.errors import E2BAgentError
 from e2b_agent_mcp.lifecycle import Lease, SandboxManager, SessionInfo
 from e2b_agent_mcp.rendering import Rendered, answer, command_result, python_result
@@ -29,6 +30,7 @@ from e2b_agent_mcp.rendering.results import (
     Session,
     SessionsResult,
 )
+from e2b_agent_mcp.rendering.sessions import session_entry, sessions_result
 from e2b_agent_mcp.server.arguments import (
     SessionArgument,
     TimeoutArgument,
@@ -37,7 +39,7 @@ from e2b_agent_mcp.server.arguments import (
     check_timeout,
 )
 from e2b_agent_mcp.server.calls import Calls, place_of
-from e2b_agent_mcp.server.sessions import current_caller
+from e2b_agent_mcp.server.sessions import Caller, current_caller
 from e2b_agent_mcp.settings import Settings
 
 KEPT_FOLDER = "/home/user/.output"
@@ -151,14 +153,18 @@ class RunTools:
             return await self._finish(lease, partial(command_result, run))
 
     async def list_sessions(self) -> Annotated[CallToolResult, SessionsResult]:
-        """Lists the sessions that have a sandbox: its state, its age, and when it will end."""
-        sessions = await visible_sessions(self._calls.manager)
-        lines = [
-            f"{session['session']}: {session['state']}, ends in {session['expires_in']:.0f} s"
-            for session in sessions
-        ]
-        structured: SessionsResult = {"sessions": sessions}
-        return answer(structured, "\n".join(lines) or "No session has a sandbox.")
+        """Lists the sessions that have a sandbox: its state, its age, when it will end, what it
+        uses of its CPUs, memory and disk, and what the session has cost this month.
+        """
+        manager, caller = self._calls.manager, current_caller()
+        found = await visible(manager, caller)
+        usage = await manager.usage(info.sandbox_id for info in found if info.state == "running")
+        spending = await manager.spending(caller.owner)
+        now = datetime.now(UTC)
+        sessions = [session_entry(info, now, usage.get(info.sandbox_id)) for info in found]
+        # What anonymous callers spend together is nothing that one of them should learn.
+        mine = sum((info.spent for info in found), Spent()) if caller.is_anonymous else None
+        return sessions_result(sessions, spending, mine or spending.total)
 
     async def restart_session(
         self, ctx: Context[None], session: SessionArgument = None
@@ -207,18 +213,10 @@ class RunTools:
 
 async def visible_sessions(manager: SandboxManager) -> list[Session]:
     """The sessions that the current caller may know of."""
-    caller = current_caller()
+    found = await visible(manager, current_caller())
+    return [session_entry(info, datetime.now(UTC)) for info in found]
+
+
+async def visible(manager: SandboxManager, caller: Caller) -> list[SessionInfo]:
     found = await manager.list_sessions(caller.owner)
-    return [_entry(info, datetime.now(UTC)) for info in found if caller.may_see(info.name)]
-
-
-def _entry(info: SessionInfo, now: datetime) -> Session:
-    return {
-        "session": info.name,
-        "sandbox_id": info.sandbox_id,
-        "state": info.state,
-        "started_at": info.started_at.isoformat(),
-        "end_at": info.end_at.isoformat(),
-        "age": round((now - info.started_at).total_seconds(), 1),
-        "expires_in": round((info.end_at - now).total_seconds(), 1),
-    }
+    return [info for info in found if caller.may_see(info.name)]
