@@ -26,11 +26,15 @@ class Server(NamedTuple):
     process: "subprocess.Popen[str]"
 
     @asynccontextmanager
-    async def client(self, mode: str = "auto", token: str = "") -> AsyncIterator[Client]:
+    async def client(
+        self, mode: str = "auto", token: str = "", **options: Any
+    ) -> AsyncIterator[Client]:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         async with (
             httpx2.AsyncClient(headers=headers, timeout=60) as http,
-            Client(streamable_http_client(self.url, http_client=http), mode=mode) as client,
+            Client(
+                streamable_http_client(self.url, http_client=http), mode=mode, **options
+            ) as client,
         ):
             yield client
 

@@ -12,7 +12,7 @@ from e2b_agent_mcp.errors import NotFoundError
 from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.tasks import NewFile, TaskRecord, TaskStore
 from e2b_agent_mcp.tasks.record import new_task_id
-from e2b_agent_mcp.tasks.store import KEPT_FOR, MOST_IMAGE_BYTES, MOST_TASKS, Memory
+from e2b_agent_mcp.tasks.store import KEPT_FOR, LEAST_KEPT, MOST_IMAGE_BYTES, MOST_TASKS, Memory
 
 ANN = SessionKey("ann", "work")
 
@@ -135,11 +135,14 @@ def test_old_tasks_are_deleted_and_so_are_too_many(tmp_path: Path) -> None:
     for number in range(MOST_TASKS + 1):
         now += 1
         store.save(a_task(f"t-{number}", status="completed"))
+    assert store.load("ann", "t-0").status == "completed"  # a day is promised
+    now += LEAST_KEPT
+    store.save(a_task("new", status="completed"))
     for gone in ("old", "t-0"):
         with pytest.raises(NotFoundError):
             store.load("ann", gone)
     assert store.load("ann", "old-and-at-work").status == "working"
-    assert store.load("ann", "t-1").status == "completed"
+    assert store.load("ann", f"t-{MOST_TASKS}").status == "completed"
 
 
 def test_images_beyond_the_limit_are_not_kept(store: TaskStore) -> None:

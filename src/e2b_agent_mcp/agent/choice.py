@@ -3,6 +3,9 @@
 The order: the call's own model, the setting, else the first provider whose key is set. `base_url`
 and `api_key` of the settings belong to the provider of the configured model (without one, to any
 OpenAI-compatible server); other providers keep their own address and key.
+
+The model "client" is the one that the caller's MCP client works with, where the client lends it
+(MCP sampling): asked for by that name, or the last resort when no key is set.
 """
 
 from dataclasses import dataclass, field
@@ -56,6 +59,8 @@ PROVIDERS = (
 )
 _BY_NAME = {provider.name: provider for provider in PROVIDERS}
 
+CLIENT = "client"  # the model of the caller's client
+
 NO_KEY = "none"  # local servers want none, and the OpenAI client wants one
 
 
@@ -68,10 +73,20 @@ class Choice:
     base_url: str | None = None
 
 
-def choose(settings: AgentSettings, model: str | None = None) -> tuple[Choice, ...]:
-    """The model and then its fallbacks; raises `ModelNotConfiguredError` when none can be asked."""
-    first = model or settings.model or _default(settings)
-    return tuple(_choice(settings, name) for name in dict.fromkeys((first, *settings.fallbacks)))
+def choose(
+    settings: AgentSettings, model: str | None = None, *, client: bool = False
+) -> tuple[Choice, ...]:
+    """The model and then its fallbacks; raises `ModelNotConfiguredError` when none can be asked.
+
+    `client`: whether the caller's client lends its model.
+    """
+    first = model or settings.model or _default(settings, client)
+    if first == CLIENT and not client:
+        raise ModelNotConfiguredError(
+            "Your client does not lend its language model (MCP sampling).", hint=_WHAT_TO_SET
+        )
+    others = (name for name in settings.fallbacks if name != CLIENT or client)
+    return tuple(_choice(settings, name) for name in dict.fromkeys((first, *others)))
 
 
 def keys(settings: AgentSettings) -> tuple[Secret, ...]:
@@ -80,19 +95,27 @@ def keys(settings: AgentSettings) -> tuple[Secret, ...]:
     return tuple(key for key in found if key is not None)
 
 
-def _default(settings: AgentSettings) -> str:
+_WHAT_TO_SET = (
+    f"Set one of {', '.join(provider.variable for provider in PROVIDERS[:3])} (or "
+    "E2B_AGENT_MCP_AGENT_MODEL and, for a server of your own, E2B_AGENT_MCP_AGENT_BASE_URL). "
+    "run_python needs no model."
+)
+
+
+def _default(settings: AgentSettings, client: bool) -> str:
     for provider in PROVIDERS:
         if provider.default and _key(settings, provider) is not None:
             return provider.default
-    variables = ", ".join(provider.variable for provider in PROVIDERS[:3])
+    if client:
+        return CLIENT
     raise ModelNotConfiguredError(
-        "No language model is configured for the agent.",
-        hint=f"Set one of {variables} (or E2B_AGENT_MCP_AGENT_MODEL and, for a server of your own, "
-        "E2B_AGENT_MCP_AGENT_BASE_URL). run_python needs no model.",
+        "No language model is configured for the agent.", hint=_WHAT_TO_SET
     )
 
 
 def _choice(settings: AgentSettings, name: str) -> Choice:
+    if name == CLIENT:
+        return Choice(model=CLIENT)
     provider = _provider(settings, name)
     prefix = f"{provider}/" if provider else ""
     model = name if name.startswith(prefix) else prefix + name

@@ -6,6 +6,9 @@ the service asks for, then goes on to the next model, and raises the first model
 all have failed. Every call is counted, also one that failed: what was sent has been paid for.
 
 litellm's and the OpenAI client's own retries are off: they sleep uncounted and unseen.
+
+The model of the caller's client is asked through `AskClient`, once: a client that does not answer
+is not there. What that costs is not known.
 """
 
 import logging
@@ -18,7 +21,7 @@ from typing import Any, TypeVar
 import anyio
 
 from e2b_agent_mcp.agent.budget import Price, add
-from e2b_agent_mcp.agent.choice import Choice
+from e2b_agent_mcp.agent.choice import CLIENT, Choice
 from e2b_agent_mcp.agent.events import Usage
 from e2b_agent_mcp.agent.failures import translate
 from e2b_agent_mcp.errors import ModelError, ModelRateLimitError, ModelUnavailableError
@@ -57,6 +60,18 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClientReply:
+    """What the model of the caller's client said."""
+
+    text: str
+    complete: bool
+    model: str  # the client's name for it
+
+
+AskClient = Callable[[Request], Awaitable[ClientReply]]
+
+
 class Llm:
     """The models of one run, and what asking them has cost so far."""
 
@@ -68,6 +83,7 @@ class Llm:
         silence: float,
         on_text: OnText,
         on_retry: OnRetry,
+        client: AskClient | None = None,
     ) -> None:
         self.spent = Usage()
         self.model = choices[0].model
@@ -76,6 +92,7 @@ class Llm:
         self._silence = silence
         self._on_text = on_text
         self._on_retry = on_retry
+        self._client = client
 
     @property
     def price(self) -> Price | None:
@@ -87,6 +104,8 @@ class Llm:
         for number, choice in enumerate(self._choices):
             following = self._choices[number + 1].model if number + 1 < len(self._choices) else ""
             try:
+                if choice.model == CLIENT:
+                    return await self._ask_client(request)
                 return await self._ask(choice, request, following)
             except ModelError as exc:
                 logger.info("model failed: %s: %s", choice.model, exc.code)
@@ -107,6 +126,31 @@ class Llm:
                 await self._on_retry(exc, delay, choice.model)
             await anyio.sleep(delay)
         raise AssertionError("unreachable")
+
+    async def _ask_client(self, request: Request) -> Reply:
+        assert self._client is not None
+        said = ""
+        try:
+            with anyio.fail_after(self._silence):
+                reply = await self._client(request)
+            said = reply.text
+        except TimeoutError:
+            raise ModelUnavailableError(
+                f"The model of your client did not answer within {self._silence:g} s. It can be "
+                "asked only while the client waits in run_agent_task or get_agent_task.",
+                hint="run_agent_task with this task_id goes on.",
+            ) from None
+        finally:
+            tokens = -(-len(said) // CHARACTERS_PER_TOKEN)
+            usage = Usage(
+                llm_calls=1,
+                input_tokens=estimate(request.messages),
+                output_tokens=tokens,
+                cost_usd=None,
+            )
+            self.spent = add(self.spent, usage)
+        self.model = f"{CLIENT}/{reply.model}"
+        return Reply(text=said, complete=reply.complete, model=self.model, usage=usage)
 
     async def _call(self, choice: Choice, request: Request) -> Reply:
         received = _Received()

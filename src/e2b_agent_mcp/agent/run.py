@@ -36,7 +36,7 @@ from e2b_agent_mcp.agent.events import (
     Thinking,
     Usage,
 )
-from e2b_agent_mcp.agent.llm import Llm, Reply, Request, estimate, sees
+from e2b_agent_mcp.agent.llm import AskClient, Llm, Reply, Request, estimate, sees
 from e2b_agent_mcp.agent.prompts import Conditions, task_prompt
 from e2b_agent_mcp.agent.text import quoted
 from e2b_agent_mcp.agent.workspace import Observation, Workspace
@@ -79,8 +79,10 @@ class AgentRunner:
         budget: Budget | None = None,
         memory: Sequence[dict[str, object]] = (),
         on_event: OnEvent = ignore,
+        client: AskClient | None = None,
     ) -> None:
         """`memory` is an earlier run's, in the same session. `on_event` is awaited in order.
+        `client` asks the model of the caller's client, where there is one that lends it.
 
         Raises `ModelNotConfiguredError` when no model can be chosen.
         """
@@ -92,11 +94,12 @@ class AgentRunner:
         self._memory = tuple(memory)
         self._tell = on_event
         self._llm = Llm(
-            choose(settings.agent, model),
+            choose(settings.agent, model, client=client is not None),
             secrets=keys(settings.agent),
             silence=settings.agent.request_timeout,
             on_text=self._on_text,
             on_retry=self._on_retry,
+            client=client,
         )
         self._bridge = Bridge()
         self._workspace = Workspace(lease, on_output=self._on_output)

@@ -4,14 +4,14 @@ A call hands the task back before the client's own limit, and the task goes on (
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Annotated, TypeVar
 
 import anyio.to_thread
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
-from mcp.types import CallToolResult
+from mcp.types import CallToolResult, InputRequiredResult
 from pydantic import Field
 
 from e2b_agent_mcp.agent import (
@@ -31,7 +31,8 @@ from e2b_agent_mcp.server.calls import Calls
 from e2b_agent_mcp.server.file_tools import check_size, chunks
 from e2b_agent_mcp.server.host_files import open_source
 from e2b_agent_mcp.server.progress import Progress
-from e2b_agent_mcp.server.sessions import Caller, current_caller
+from e2b_agent_mcp.server.sampling import WAITS, ClientModel, lends_model
+from e2b_agent_mcp.server.sessions import Caller, current_caller, declares_tasks
 from e2b_agent_mcp.server.tools import ENDS, READS, RUNS, add_tool
 from e2b_agent_mcp.settings import AgentSettings, Settings
 from e2b_agent_mcp.tasks import Doing, Prepare, TaskEvent, TaskRecord, TaskRequest
@@ -76,7 +77,10 @@ class AgentTools:
         session: SessionArgument = None,
         model: Annotated[
             str | None,
-            Field(description="As LiteLLM names it, such as 'openai/gpt-5.4-mini'"),
+            Field(
+                description="As LiteLLM names it, such as 'openai/gpt-5.4-mini'; 'client' for your "
+                "client's own model, where it offers MCP sampling"
+            ),
         ] = None,
         max_steps: Annotated[int | None, Field(gt=0, description="Most steps it may take")] = None,
         max_cost_usd: Annotated[
@@ -107,7 +111,7 @@ class AgentTools:
             str,
             Field(description="An earlier task to go on with; `task` then says what is wanted now"),
         ] = "",
-    ) -> Annotated[CallToolResult, TaskResult]:
+    ) -> Annotated[CallToolResult, TaskResult] | InputRequiredResult:
         """Has an agent, a language model of its own that writes and runs Python step by step, do a
         whole task in the session's sandbox: analysing data, training a model, fetching and
         processing web pages, building files. It works with the variables, files and packages that
@@ -135,33 +139,52 @@ class AgentTools:
             files=tuple(files or ()),
             new=new,
             task_id=task_id,
+            client=lends_model(ctx),
         )
         if not task_id:
             check_not_empty("task", task)
-        async with self._calls.reporting(ctx) as progress:
-            record = await self._calls.tasks.run(
-                request,
-                wait=self._settings.agent.wait if wait is None else wait,
-                prepare=self._preparation(request, local=caller.is_local),
-                listener=partial(_report, progress),
-            )
-        return await self._render(record, caller)
+        run = partial(
+            self._calls.tasks.run,
+            request,
+            prepare=self._preparation(request, local=caller.is_local),
+        )
+        # A client that looks after tasks does so from the start.
+        default = 0.0 if declares_tasks(ctx.request_context) else self._settings.agent.wait
+        return await self._wait(ctx, caller, run, default if wait is None else wait)
 
     async def get_agent_task(
         self, task_id: TaskIdArgument, ctx: Context[None], wait: WaitArgument = None
-    ) -> Annotated[CallToolResult, TaskResult]:
+    ) -> Annotated[CallToolResult, TaskResult] | InputRequiredResult:
         """Waits for a task that run_agent_task has handed back, at most {wait:g} s (`wait`; 0 only
         looks): its result when it is over, else its steps so far. Tasks are kept for 30 days.
         """
         caller = current_caller()
+        get = partial(self._calls.tasks.get, caller.owner, task_id)
+        return await self._wait(
+            ctx, caller, get, self._settings.agent.wait if wait is None else wait
+        )
+
+    async def _wait(
+        self,
+        ctx: Context[None],
+        caller: Caller,
+        call: Callable[..., Awaitable[TaskRecord]],
+        wait: float,
+    ) -> CallToolResult | InputRequiredResult:
+        """The task at its end or as it stands, or what the client is to be asked for it first."""
+        tasks, model = self._calls.tasks, ClientModel(ctx)
+        if model.task_id:  # a further round of the same call
+            model.deliver(tasks, caller.owner)
+            call = partial(tasks.get, caller.owner, model.task_id, follow=True)
         async with self._calls.reporting(ctx) as progress:
-            record = await self._calls.tasks.get(
-                caller.owner,
-                task_id,
-                wait=self._settings.agent.wait if wait is None else wait,
+            record = await call(
+                wait=wait,
                 listener=partial(_report, progress),
+                attendant=model.attend if lends_model(ctx) else None,
             )
-        return await self._render(record, caller)
+        if record.status == "working" and (round := model.next_round(record.task_id)) is not None:
+            return round
+        return await self._render(record, caller, model.note)
 
     async def cancel_agent_task(
         self, task_id: TaskIdArgument
@@ -177,11 +200,10 @@ class AgentTools:
             return (await self._calls.tasks.get(caller.owner, task_id)).key
         return caller.key(session)
 
-    async def _render(self, record: TaskRecord, caller: Caller) -> CallToolResult:
-        reminder = caller.reminder(record.key.name)
-        limits = self._settings.outputs
-        render = partial(task_result, record, limits=limits, reminder=reminder)
-        return await anyio.to_thread.run_sync(render)
+    async def _render(self, record: TaskRecord, caller: Caller, note: str = "") -> CallToolResult:
+        if record.status == "working" and self._calls.tasks.questions(caller.owner, record.task_id):
+            note = note or WAITS
+        return await render_task(record, caller, self._settings, note)
 
     # --- what a task needs ----------------------------------------------------------------------
 
@@ -213,6 +235,14 @@ class AgentTools:
         return (await lease.stat_file(name)).path
 
 
+async def render_task(
+    record: TaskRecord, caller: Caller, settings: Settings, note: str = ""
+) -> CallToolResult:
+    reminder = " ".join(filter(None, (note, caller.reminder(record.key.name))))
+    render = partial(task_result, record, limits=settings.outputs, reminder=reminder)
+    return await anyio.to_thread.run_sync(render)
+
+
 # The name of the limit is that of the argument and of the setting.
 def _within(name: str, value: Number | None, settings: AgentSettings) -> Number | None:
     limit = getattr(settings, name)
@@ -225,15 +255,15 @@ def _within(name: str, value: Number | None, settings: AgentSettings) -> Number 
 
 
 async def _report(progress: Progress, event: TaskEvent) -> None:
-    for line in _words(event):
+    for line in words(event):
         await progress.printed(f"{line}\n")
 
 
-def _words(event: TaskEvent) -> Sequence[str]:
+def words(event: TaskEvent) -> Sequence[str]:
     """What the client is told of an event, a line each; a reply's pieces are too many to tell."""
     match event:
-        case Doing(words):
-            return [words]
+        case Doing(said):
+            return [said]
         case StepStarted(number=number):
             return [f"step {number}: thinking"]
         case CodeStarted(number=number, thought=thought, code=code):

@@ -24,11 +24,13 @@ from e2b_agent_mcp.lifecycle import SandboxManager
 from e2b_agent_mcp.rendering import failure, or_failure
 from e2b_agent_mcp.server.agent_tools import add_agent_tools
 from e2b_agent_mcp.server.arguments import explain
+from e2b_agent_mcp.server.background import BackgroundCalls
 from e2b_agent_mcp.server.calls import Calls
 from e2b_agent_mcp.server.file_tools import add_file_tools
 from e2b_agent_mcp.server.prompts import add_prompts
 from e2b_agent_mcp.server.resources import add_resources, mime_type_of
 from e2b_agent_mcp.server.sessions import CallerMiddleware
+from e2b_agent_mcp.server.task_extension import TaskExtension
 from e2b_agent_mcp.server.tools import add_run_tools
 from e2b_agent_mcp.settings import Settings
 from e2b_agent_mcp.tasks import TaskRegistry, TaskStore
@@ -46,24 +48,27 @@ def create_server(
     settings: Settings,
     *,
     manager: SandboxManager | None = None,
+    background: BackgroundCalls | None = None,
     token_verifier: TokenVerifier | None = None,
 ) -> MCPServer[None]:
     """An MCP server with all tools, to be run by any of the SDK's transports.
 
     A `manager` of the caller's stays the caller's, to open and to close; without one the server
-    makes its own, which lives as long as the server runs. Configure logging before: otherwise the
-    SDK does.
+    makes its own, which lives as long as the server runs. Who adds tools whose calls may become
+    tasks says so in `background.after`. Configure logging before: otherwise the SDK does.
     """
     own = manager is None
     manager = manager or SandboxManager(settings)
     store = TaskStore(partial(tasks_dir, settings))
     calls = Calls(manager, TaskRegistry(settings, manager, store))
+    background = background or BackgroundCalls()
     mcp = SandboxServer(
         "e2b-agent-mcp",
         title="Python sandboxes and agents",
         version=version("e2b-agent-mcp"),
         instructions=INSTRUCTIONS,
-        lifespan=partial(_lifespan, calls, own),
+        lifespan=partial(_lifespan, calls, background, own),
+        extensions=[TaskExtension(settings, calls.tasks, background)],
         middleware=[CallerMiddleware(settings)],
         token_verifier=token_verifier,
         auth=_STATIC_TOKENS if token_verifier else None,
@@ -156,12 +161,15 @@ def _refused(name: str, error: E2BAgentError) -> CallToolResult:
 
 
 @asynccontextmanager
-async def _lifespan(calls: Calls, own: bool, _: MCPServer[None]) -> AsyncIterator[None]:
+async def _lifespan(
+    calls: Calls, background: BackgroundCalls, own: bool, _: MCPServer[None]
+) -> AsyncIterator[None]:
     """Opens the manager, and gets ready for the first call meanwhile."""
     async with AsyncExitStack() as stack:
         if own:
             await stack.enter_async_context(calls.manager)
         await stack.enter_async_context(calls.tasks)
+        await stack.enter_async_context(background)
         tasks = await stack.enter_async_context(anyio.create_task_group())
         tasks.start_soon(calls.prepare)
         yield

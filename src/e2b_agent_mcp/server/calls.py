@@ -11,6 +11,7 @@ from e2b_agent_mcp.errors import E2BAgentError
 from e2b_agent_mcp.lifecycle import Lease, SandboxManager
 from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.rendering import Place
+from e2b_agent_mcp.server.background import current_background
 from e2b_agent_mcp.server.progress import Progress, reporting
 from e2b_agent_mcp.server.sessions import current_caller
 from e2b_agent_mcp.tasks import TaskRegistry
@@ -60,7 +61,9 @@ class Calls:
     @asynccontextmanager
     async def reporting(self, ctx: Context[None]) -> AsyncIterator[Progress]:
         """Progress of a call, which hears of what is being prepared."""
-        async with reporting(ctx.report_progress) as progress:
+        background = current_background()
+        report = background.reporting(ctx.report_progress) if background else ctx.report_progress
+        async with reporting(report) as progress:
             self._waiting.add(progress)
             try:
                 if self._preparing:

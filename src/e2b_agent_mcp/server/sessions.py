@@ -123,6 +123,17 @@ def identify(
     return Caller(owner, default if token_name else None)
 
 
+TASKS = "io.modelcontextprotocol/tasks"  # SEP-2663
+
+
+def declares_tasks(ctx: ServerRequestContext[Any, Any]) -> bool:
+    """Whether the client of this request takes a task for a result, and looks after it."""
+    if ctx.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS:
+        return False
+    can = ctx.session.client_capabilities
+    return can is not None and TASKS in (can.extensions or {})
+
+
 def check_name(session: str) -> str:
     if not _NAME.fullmatch(session):
         raise InvalidArgumentError(

@@ -2,14 +2,27 @@
 and servers.
 """
 
+from e2b_agent_mcp.tasks.live import (
+    Attendant,
+    Doing,
+    ModelQuestion,
+    Prepare,
+    TaskEvent,
+    TaskRequest,
+)
+from e2b_agent_mcp.tasks.questions import Question, Questions
 from e2b_agent_mcp.tasks.record import NewFile, TaskRecord, TaskStatus
-from e2b_agent_mcp.tasks.registry import Doing, Prepare, TaskEvent, TaskRegistry, TaskRequest
+from e2b_agent_mcp.tasks.registry import TaskRegistry
 from e2b_agent_mcp.tasks.store import TaskStore
 
 __all__ = [
+    "Attendant",
     "Doing",
+    "ModelQuestion",
     "NewFile",
     "Prepare",
+    "Question",
+    "Questions",
     "TaskEvent",
     "TaskRecord",
     "TaskRegistry",

@@ -1,6 +1,7 @@
 """What is known of a task: the data that is stored, and that results are rendered from. Pure."""
 
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -40,6 +41,8 @@ class TaskRecord:
     usage: Usage = field(default_factory=Usage)
     files: tuple[NewFile, ...] = ()
     error: Failure | None = None
+    created_at: float = field(default_factory=time.time)
+    changed_at: float = field(default_factory=time.time, compare=False)
 
 
 def new_task_id() -> str:
@@ -61,18 +64,26 @@ def to_json(record: TaskRecord) -> dict[str, Any]:
         "usage": asdict(record.usage),
         "files": [asdict(file) for file in record.files],
         "error": asdict(record.error) if record.error else None,
+        "created_at": record.created_at,
     }
 
 
 def from_json(
-    stored: Mapping[str, Any], *, task_id: str, key: SessionKey, status: TaskStatus
+    stored: Mapping[str, Any],
+    *,
+    task_id: str,
+    key: SessionKey,
+    status: TaskStatus,
+    changed_at: float,
 ) -> TaskRecord:
     typed = {
         "usage": Usage(**stored["usage"]),
         "files": tuple(NewFile(**file) for file in stored["files"]),
         "error": Failure(**stored["error"]) if stored["error"] else None,
     }
-    return TaskRecord(task_id=task_id, key=key, status=status, **{**stored, **typed})
+    known = {"task_id": task_id, "key": key, "status": status, "changed_at": changed_at}
+    # Tasks that an earlier version stored have no time of their beginning.
+    return TaskRecord(**{"created_at": changed_at, **stored, **typed, **known})
 
 
 def step_to_json(step: Step) -> dict[str, Any]:

@@ -8,15 +8,18 @@ enough gets the task as it stands, and the task goes on. A call of `run` that is
 its task, unless another call waits for it too. Each step is stored when it is over; leaving the
 registry stores what runs as `interrupted` before it is stopped.
 
+A task that works with the model of its caller's client asks for each reply by a question: whoever
+waits for the task at that moment answers it, or leaves in order to have it answered.
+
 A task has its session's lease from its start to its end, so whatever else is called in the session
 waits for its turn.
 """
 
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -33,12 +36,21 @@ from e2b_agent_mcp.agent import (
     StepFinished,
     Usage,
 )
-from e2b_agent_mcp.agent.budget import add
 from e2b_agent_mcp.agent.choice import choose
 from e2b_agent_mcp.errors import E2BAgentError, InvalidArgumentError, NotFoundError
 from e2b_agent_mcp.lifecycle import FileInfo, Lease, SandboxManager
 from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.settings import Settings
+from e2b_agent_mcp.tasks.live import (
+    Attendant,
+    Listener,
+    LiveTask,
+    ModelQuestion,
+    Prepare,
+    TaskEvent,
+    TaskRequest,
+    prepare_nothing,
+)
 from e2b_agent_mcp.tasks.record import NewFile, TaskRecord, TaskStatus, new_task_id
 from e2b_agent_mcp.tasks.store import Memory, TaskStore
 
@@ -61,86 +73,6 @@ NEW_SANDBOX = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskRequest:
-    """What is asked; two equal requests are the same task while the first one runs."""
-
-    key: SessionKey
-    task: str
-    model: str | None = None
-    max_steps: int | None = None
-    max_tokens: int | None = None
-    max_cost_usd: float | None = None
-    timeout: float | None = None  # seconds, of the whole task
-    packages: tuple[str, ...] = ()
-    files: tuple[str, ...] = ()
-    new: bool = False  # without what the session's earlier tasks know
-    task_id: str = ""  # an earlier task to go on with
-
-
-@dataclass(frozen=True)
-class Doing:
-    """What happens to a task outside of the agent's steps, in words."""
-
-    words: str
-
-
-TaskEvent = AgentEvent | Doing
-Listener = Callable[[TaskEvent], Awaitable[None]]
-# Gets the sandbox ready for the task; the words it returns are for the agent.
-Prepare = Callable[[Lease], Awaitable[str]]
-
-
-async def prepare_nothing(lease: Lease) -> str:
-    return ""
-
-
-@dataclass(eq=False, kw_only=True)
-class _Live:
-    """A task of this process that is not over."""
-
-    request: TaskRequest
-    record: TaskRecord  # as it was before this run's steps
-    prepare: Prepare
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    over: anyio.Event = field(default_factory=anyio.Event)
-    listeners: list[Listener] = field(default_factory=list)
-    callers: int = 0  # that wait for it
-    stopped: bool = False  # by a caller
-    runner: AgentRunner | None = None
-    accounted: Usage = field(default_factory=Usage)  # of the runner's model
-    stored: int  # steps, of all runs
-    doing: str = ""
-
-    def now(self) -> TaskRecord:
-        if self.runner is None:
-            return self.record
-        run = self.runner.snapshot()
-        first = len(self.record.steps)
-        steps = [replace(step, number=first + step.number) for step in run.steps]
-        return replace(
-            self.record,
-            steps=(*self.record.steps, *steps),
-            usage=add(self.record.usage, run.usage),
-            model=run.model or self.runner.model,
-            answer=run.answer,
-            answer_text=run.answer_text,
-            error=run.error,
-        )
-
-    async def tell(self, event: TaskEvent) -> None:
-        for listener in tuple(self.listeners):
-            await listener(event)
-
-    async def say(self, words: str) -> None:
-        self.doing = words
-        await self.tell(Doing(words))
-
-    def stop(self) -> None:
-        self.stopped = True
-        self.scope.cancel()
-
-
 class TaskRegistry:
     """The tasks of one server; use it with `async with`, inside of the manager's block."""
 
@@ -148,7 +80,7 @@ class TaskRegistry:
         self._settings = settings
         self._manager = manager
         self._store = store
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, LiveTask] = {}
         self._closing = False
         self._stack = AsyncExitStack()
         self._tasks: TaskGroup | None = None
@@ -183,23 +115,31 @@ class TaskRegistry:
         wait: float,
         prepare: Prepare = prepare_nothing,
         listener: Listener | None = None,
+        attendant: Attendant | None = None,
     ) -> TaskRecord:
-        """Starts the task, or joins the same one, and waits for its end, at most `wait` seconds."""
-        live = await self._start(request, prepare)
-        try:
-            return await self._attend(live, wait, listener)
-        except anyio.get_cancelled_exc_class():
-            if not live.callers:
-                live.stop()
-            raise
+        """Starts the task, or joins the same one, and waits for its end, at most `wait` seconds.
+
+        It is stored before this returns."""
+        return await self._follow(await self._start(request, prepare), wait, listener, attendant)
 
     async def get(
-        self, owner: str, task_id: str, *, wait: float = 0.0, listener: Listener | None = None
+        self,
+        owner: str,
+        task_id: str,
+        *,
+        wait: float = 0.0,
+        listener: Listener | None = None,
+        attendant: Attendant | None = None,
+        follow: bool = False,
     ) -> TaskRecord:
-        """The task at its end, or as it stands after `wait` seconds."""
-        live = self._live.get(task_id)
-        if live is not None and live.record.key.owner == owner:
-            return await self._attend(live, wait, listener)
+        """The task at its end, or as it stands after `wait` seconds.
+
+        `follow`: the call goes on with one of `run`, so cancelling it cancels the task.
+        """
+        if (live := self._find(owner, task_id)) is not None:
+            if follow:
+                return await self._follow(live, wait, listener, attendant)
+            return await live.attend(wait, listener, attendant)
         record = await self._do(self._store.load, owner, task_id)
         with anyio.move_on_after(wait):
             while record.status == "working":  # in another process
@@ -209,10 +149,9 @@ class TaskRegistry:
 
     async def cancel(self, owner: str, task_id: str) -> TaskRecord:
         """Stops the task and waits until it has stopped; one that is over stays as it is."""
-        live = self._live.get(task_id)
-        if live is not None and live.record.key.owner == owner:
+        if (live := self._find(owner, task_id)) is not None:
             live.stop()
-            return await self._attend(live, CANCEL_LIMIT, None)
+            return await live.attend(CANCEL_LIMIT)
         record = await self._do(self._store.load, owner, task_id)
         if record.status == "working":
             raise InvalidArgumentError(
@@ -227,14 +166,24 @@ class TaskRegistry:
         if live is None:
             raise NotFoundError("The task is over.")
         live.stop()
-        return await self._attend(live, CANCEL_LIMIT, None)
+        return await live.attend(CANCEL_LIMIT)
 
     async def end_session(self, key: SessionKey) -> None:
         """Cancels the session's tasks; a later one in it knows nothing of those before."""
         for live in [live for live in self._live.values() if live.record.key == key]:
             live.stop()
-            await self._attend(live, CANCEL_LIMIT, None)
+            await live.attend(CANCEL_LIMIT)
         await self._do(self._store.end_session, key)
+
+    def questions(self, owner: str, task_id: str) -> tuple[ModelQuestion, ...]:
+        """What the task waits for its client to answer."""
+        live = self._find(owner, task_id)
+        return live.questions.open if live is not None else ()
+
+    def latest(self, owner: str, task_id: str) -> TaskEvent | None:
+        """What the task does at the moment."""
+        live = self._find(owner, task_id)
+        return live.latest if live is not None else None
 
     def busy(self, key: SessionKey) -> str:
         """What a call in this session has to wait for, in words; "" for nothing."""
@@ -245,10 +194,11 @@ class TaskRegistry:
 
     # --- one call -------------------------------------------------------------------------------
 
-    async def _start(self, request: TaskRequest, prepare: Prepare) -> _Live:
+    async def _start(self, request: TaskRequest, prepare: Prepare) -> LiveTask:
         if (same := self._same(request)) is not None:
             return same
-        choose(self._settings.agent, request.model)  # refuses what no model can be asked for
+        # Refuses what no model can be asked for.
+        choose(self._settings.agent, request.model, client=request.client)
         record = await self._record_for(request)
         if (same := self._same(request)) is not None:  # started meanwhile
             return same
@@ -259,14 +209,22 @@ class TaskRegistry:
             )
         if self._tasks is None:
             raise RuntimeError("Use the registry with `async with`.")
-        live = _Live(request=request, record=record, prepare=prepare, stored=len(record.steps))
+        live = LiveTask(request=request, record=record, prepare=prepare, stored=len(record.steps))
         self._live[record.task_id] = live
         # Side by side: the session's next call must not overtake the task while it is written.
-        self._tasks.start_soon(self._write, self._store.save, record)
+        self._tasks.start_soon(self._save, live)
         self._tasks.start_soon(self._carry_out, live)
         return live
 
-    def _same(self, request: TaskRequest) -> _Live | None:
+    async def _save(self, live: LiveTask) -> None:
+        await self._write(self._store.save, live.record)
+        live.saved.set()
+
+    def _find(self, owner: str, task_id: str) -> LiveTask | None:
+        live = self._live.get(task_id)
+        return live if live is not None and live.record.key.owner == owner else None
+
+    def _same(self, request: TaskRequest) -> LiveTask | None:
         return next((live for live in self._live.values() if live.request == request), None)
 
     async def _record_for(self, request: TaskRequest) -> TaskRecord:
@@ -280,29 +238,24 @@ class TaskRegistry:
             )
         return replace(record, status="working", error=None, note="")
 
-    async def _attend(self, live: _Live, wait: float, listener: Listener | None) -> TaskRecord:
-        with self._listening(live, listener):
-            if listener is not None and live.doing:
-                await listener(Doing(live.doing))
-            with anyio.move_on_after(wait):
-                await live.over.wait()
-        return live.record if live.over.is_set() else live.now()
-
-    @contextmanager
-    def _listening(self, live: _Live, listener: Listener | None) -> Iterator[None]:
-        live.callers += 1
-        if listener is not None:
-            live.listeners.append(listener)
+    async def _follow(
+        self,
+        live: LiveTask,
+        wait: float,
+        listener: Listener | None,
+        attendant: Attendant | None,
+    ) -> TaskRecord:
         try:
-            yield
-        finally:
-            live.callers -= 1
-            if listener is not None:
-                live.listeners.remove(listener)
+            await live.saved.wait()
+            return await live.attend(wait, listener, attendant)
+        except anyio.get_cancelled_exc_class():
+            if not live.callers:
+                live.stop()
+            raise
 
     # --- one task -------------------------------------------------------------------------------
 
-    async def _carry_out(self, live: _Live) -> None:
+    async def _carry_out(self, live: LiveTask) -> None:
         status: TaskStatus | None = None
         error: Failure | None = None
         try:
@@ -326,7 +279,7 @@ class TaskRegistry:
                 status = "failed" if error else stopped
             await self._finish(live, replace(record, status=status, error=error or record.error))
 
-    async def _work(self, live: _Live) -> TaskStatus:
+    async def _work(self, live: LiveTask) -> TaskStatus:
         key = live.record.key
         if any(other.record.key == key for other in self._live.values() if other is not live):
             await live.say(f"Waiting for an earlier task of session {key.name}")
@@ -345,7 +298,7 @@ class TaskRegistry:
                 live.record = replace(_placed(live.record, lease), files=await self._files(lease))
             return run.status
 
-    async def _memory(self, live: _Live) -> Memory:
+    async def _memory(self, live: LiveTask) -> Memory:
         request = live.request
         if request.task_id:
             return await self._do(self._store.memory, request.task_id)
@@ -353,7 +306,7 @@ class TaskRegistry:
             return Memory()
         return await self._do(self._store.latest_memory, request.key)
 
-    def _runner(self, live: _Live, lease: Lease, memory: Memory, brief: str) -> AgentRunner:
+    def _runner(self, live: LiveTask, lease: Lease, memory: Memory, brief: str) -> AgentRunner:
         request = live.request
         task = request.task or (GO_ON if memory.turns else live.record.task)
         budget = Budget.of(
@@ -371,15 +324,16 @@ class TaskRegistry:
             budget=budget,
             memory=memory.turns,
             on_event=partial(self._on_event, live),
+            client=live.questions.ask if request.client else None,
         )
 
-    async def _on_event(self, live: _Live, event: AgentEvent) -> None:
+    async def _on_event(self, live: LiveTask, event: AgentEvent) -> None:
         self._account(live)
         if isinstance(event, StepFinished):
             await self._keep_steps(live)
         await live.tell(_numbered(event, after=len(live.record.steps)))
 
-    def _account(self, live: _Live) -> None:
+    def _account(self, live: LiveTask) -> None:
         """Counts what the model has cost since the last look for the owner's month."""
         if live.runner is None or live.runner.spent == live.accounted:
             return
@@ -401,20 +355,19 @@ class TaskRegistry:
                 logger.info("no files of sandbox=%s: %s", lease.sandbox_id, exc.message)
         return tuple(NewFile(path=f.path, size=f.size, mime_type=f.mime_type) for f in found)
 
-    async def _finish(self, live: _Live, record: TaskRecord) -> None:
+    async def _finish(self, live: LiveTask, record: TaskRecord) -> None:
         self._account(live)
         with anyio.move_on_after(CLOSE_LIMIT, shield=True):
             await self._keep(live, record)
-        live.record, live.runner = record, None
         del self._live[record.task_id]
-        live.over.set()
+        live.finish(record)
         logger.info("task %s %s after %d steps", record.task_id, record.status, len(record.steps))
 
-    async def _keep(self, live: _Live, record: TaskRecord) -> None:
+    async def _keep(self, live: LiveTask, record: TaskRecord) -> None:
         await self._write(self._store.save, record)
         await self._keep_steps(live)
 
-    async def _keep_steps(self, live: _Live) -> None:
+    async def _keep_steps(self, live: LiveTask) -> None:
         """Those that are not stored yet; one that was cut short comes without a word of its end."""
         if live.runner is not None:
             steps = live.now().steps[live.stored :]

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 FILE = "tasks-1.sqlite3"  # the number is the schema's: another schema is another file
 MOST_TASKS = 500
 KEPT_FOR = 30 * 86_400.0  # seconds after a task's last change
+LEAST_KEPT = 86_400.0  # seconds after it, however many tasks there are
 MOST_IMAGE_BYTES = 20_000_000  # of one task
 BUSY_TIMEOUT = 5.0  # seconds; another server may be writing
 
@@ -176,9 +177,9 @@ class TaskStore:
 
     def _prune(self, database: sqlite3.Connection) -> None:
         database.execute(
-            "DELETE FROM tasks WHERE status != 'working' AND (updated_at < ? OR task_id NOT IN "
-            "(SELECT task_id FROM tasks ORDER BY updated_at DESC LIMIT ?))",
-            (self._clock() - KEPT_FOR, MOST_TASKS),
+            "DELETE FROM tasks WHERE status != 'working' AND (updated_at < ? OR (updated_at < ? "
+            "AND task_id NOT IN (SELECT task_id FROM tasks ORDER BY updated_at DESC LIMIT ?)))",
+            (self._clock() - KEPT_FOR, self._clock() - LEAST_KEPT, MOST_TASKS),
         )
 
     # --- the file -------------------------------------------------------------------------------
@@ -252,6 +253,7 @@ def _record(database: sqlite3.Connection, row: sqlite3.Row) -> TaskRecord:
         task_id=row["task_id"],
         key=SessionKey(row["owner"], row["session"]),
         status=row["status"],
+        changed_at=row["updated_at"],
     )
     images: dict[int, list[Image]] = {}
     for number, mime_type, data in database.execute(
