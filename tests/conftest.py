@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 from e2b_code_interpreter import E2B, AsyncSandbox
 
+from e2b_agent_mcp.agent import libraries
 from e2b_agent_mcp.engine import EngineAddress, EngineOptions
 from e2b_agent_mcp.lifecycle import E2BParams, Progress
 from e2b_agent_mcp.settings import Secret
@@ -72,6 +73,12 @@ def engine(engine_options: EngineOptions) -> Iterator[EngineAddress]:
 @pytest.fixture(scope="session")
 def e2b(engine: EngineAddress) -> E2B:
     return client(engine)
+
+
+@pytest.fixture(scope="session")
+def agent_libraries() -> None:
+    """Loaded ahead: the first task would spend its own time on them, a minute on a busy machine."""
+    libraries.load()
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ ERAS = pytest.mark.parametrize("mode", ["auto", "legacy"], ids=["2026-07-28", "2
 
 
 @pytest.fixture
-def llm() -> Iterator[ScriptedLLM]:
+def llm(agent_libraries: None) -> Iterator[ScriptedLLM]:
     with ScriptedLLM() as llm:
         yield llm
 

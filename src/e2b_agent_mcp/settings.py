@@ -200,7 +200,9 @@ class AgentSettings:
     """The agent's model, and what one task may spend. Seconds; 0 means no limit."""
 
     model: str | None = option(
-        None, "model of the agent, as LiteLLM names it; without it, chosen by the first key set"
+        None,
+        "model of the agent, as LiteLLM names it, or client for the MCP client's own; without it, "
+        "chosen by the first key set",
     )
     fallbacks: tuple[str, ...] = option(
         (), "models to ask when that one fails, in order, ',' between them"
