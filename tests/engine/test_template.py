@@ -21,6 +21,7 @@ from e2b_agent_mcp.engine.folders import (
 from e2b_agent_mcp.engine.index import PackageIndex
 from e2b_agent_mcp.engine.isolation import Owner
 from e2b_agent_mcp.engine.isolation.owner import DEDICATED_ID
+from e2b_agent_mcp.engine.template import in_use, prune
 from e2b_agent_mcp.engine.template.build import describe, repair_scripts, without_credentials
 from e2b_agent_mcp.engine.template.etc import etc_binds, prepare_etc
 from e2b_agent_mcp.engine.template.interpreter import Interpreter
@@ -250,3 +251,34 @@ def write_file(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
+
+
+# ---------------------------------------------------------------- what nobody uses
+
+
+def test_what_was_not_used_for_a_month_is_removed(tmp_path: Path) -> None:
+    paths = ("templates/a", "templates/b", "templates/held", "guest/cpython-311/a", "etc/a")
+    for path in paths:
+        (tmp_path / path).mkdir(parents=True)
+        write_file(tmp_path / path / "file", "x")
+        os.utime(tmp_path / path, (1, 1))
+    with in_use([tmp_path / "templates/held"]):
+        os.utime(tmp_path / "templates/held", (1, 1))  # in use for longer than a month
+        os.utime(tmp_path / "templates/b")
+        removed = prune(tmp_path)
+
+    assert removed == [tmp_path / p for p in ("templates/a", "guest/cpython-311/a", "etc/a")]
+    assert sorted(p.name for p in (tmp_path / "templates").iterdir()) == ["b", "held"]
+    with in_use([tmp_path / "templates/held"]):
+        pass
+    assert prune(tmp_path) == []  # its use has set its time
+    assert prune(tmp_path, kept=-1) == [tmp_path / "templates/b", tmp_path / "templates/held"]
+
+
+def test_a_removal_that_was_cut_short_is_completed(tmp_path: Path) -> None:
+    left = tmp_path / "templates/.removed-x"
+    left.mkdir(parents=True)
+    write_file(left / "file", "x")
+
+    assert prune(tmp_path) == []
+    assert not left.exists()

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.to_thread
 import uvicorn
 
 from .app import FrontDoor
@@ -24,6 +25,7 @@ from .guest.tunnel import UpgradedConnection
 from .host import Host, prepare_host
 from .isolation import Nest, Zygotes
 from .orchestrator import Orchestrator
+from .template import in_use, prune
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -43,11 +45,22 @@ async def serve(options: EngineOptions, announce: Callable[[EngineAddress], None
     async with _only_engine(options):
         with _listener(options) as listener:
             host = await prepare_host(options, logger.info)
-            isolation = host.isolation
-            logger.info("isolation: %s %s", isolation.name, isolation.version)
-            async with isolation.limiting() as limiting:
-                logger.info("control groups: %s", isolation.delegation.describe())
-                await _serve(options, host._replace(isolation=limiting), listener, announce)
+            with in_use(host.template.folders):
+                await anyio.to_thread.run_sync(prune, options.cache_dir)
+                await _serve_limited(options, host, listener, announce)
+
+
+async def _serve_limited(
+    options: EngineOptions,
+    host: Host,
+    listener: socket.socket,
+    announce: Callable[[EngineAddress], None],
+) -> None:
+    isolation = host.isolation
+    logger.info("isolation: %s %s", isolation.name, isolation.version)
+    async with isolation.limiting() as limiting:
+        logger.info("control groups: %s", isolation.delegation.describe())
+        await _serve(options, host._replace(isolation=limiting), listener, announce)
 
 
 async def _serve(

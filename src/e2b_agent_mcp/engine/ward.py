@@ -86,7 +86,7 @@ class Ward:
         most = Footprint(3 * self._limits.disk_mb * MIB, 3 * self._limits.max_files)
         try:
             found = await measure_home(self._home, self._launcher, most)
-        except (LaunchError, OSError) as exc:
+        except (LaunchError, OSError, ValueError) as exc:
             logger.warning("the disk of %s is not watched: %s", self._box.sandbox_id, exc)
             return None
         self._took = anyio.current_time() - self._counted_at

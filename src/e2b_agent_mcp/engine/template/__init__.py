@@ -29,6 +29,7 @@ from ..isolation import Bind
 from .build import Recipe, build
 from .etc import etc_binds, has_certificates, prepare_etc
 from .interpreter import Interpreter, locate
+from .prune import in_use, prune
 from .turn import Progress, sole_builder
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from ..index import PackageIndex
     from ..isolation import Isolation
 
-__all__ = ["Progress", "Template", "ensure_template", "find_template"]
+__all__ = ["Progress", "Template", "ensure_template", "find_template", "in_use", "prune"]
 
 ROOT = "/opt/e2b"  # in a box
 LAYOUT = 1  # raise when the folders of a template change their meaning
@@ -83,6 +84,7 @@ class Template:
     binds: tuple[Bind, ...]
     environment: Mapping[str, str] = field(repr=False)
     command: tuple[str, ...]
+    folders: tuple[Path, ...]  # of the cache, for `in_use`
 
     @property
     def python(self) -> str:
@@ -119,6 +121,7 @@ async def ensure_template(
             ),
             environment=_environment(index, etc),
             command=(python.executable, "-I", "-S", f"{ROOT}/boot.py"),
+            folders=(at, guest, etc),
         )
 
     recipe = Recipe(

@@ -1,0 +1,130 @@
+"""Whatever bytes a sandbox sends: the host's parsers answer within bounds or refuse, and nothing
+else. The inputs are made by mutating what is right, and at random.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from e2b_agent_mcp.engine.connection import MAX_ANSWER, GuestGone, exchange
+from e2b_agent_mcp.engine.egress.request import BadRequest, parse_head
+from e2b_agent_mcp.engine.isolation.footprint import Footprint, _count
+from rounds import rounds
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from anyio.abc import SocketStream
+
+ROUNDS = rounds(few=60, many=5000)
+often = settings(
+    max_examples=ROUNDS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+ANSWER_PARTS = st.sampled_from(
+    [
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 103 Early\r\n\r\n",
+        b"HTTP/1.1 101 Switching\r\n",
+        b"HTTP/1.0 204 \r\n",
+        b"HTTP/9.9 999 x\r\n",
+        b"Content-Length: 5\r\n",
+        b"Content-Length: -1\r\n",
+        b"Content-Length: 99999999999999999999\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"Connection: close\r\n",
+        b"X: " + b"y" * 70_000 + b"\r\n",
+        b" folded\r\n",
+        b"\r\n",
+        b"hello",
+        b"5\r\nhello\r\n",
+        b"ffffffffffffffff\r\n",
+        b"0\r\n\r\n",
+        b"\x00",
+        b"z" * 100_000,
+    ]
+)
+ANSWERS = st.lists(ANSWER_PARTS | st.binary(max_size=40), max_size=12).map(b"".join)
+
+
+@given(answer=ANSWERS)
+@often
+def test_an_answer_of_a_guest_is_bounded_or_refused(tmp_path: Path, answer: bytes) -> None:
+    async def main() -> None:
+        path = tmp_path / os.urandom(4).hex()
+        async with serving(path, answer):
+            with anyio.fail_after(20):
+                try:
+                    status, body = await exchange(path, "GET", "/health")
+                except GuestGone:
+                    return
+        assert 200 <= status <= 999
+        assert len(body) <= MAX_ANSWER
+
+    anyio.run(main)
+
+
+@asynccontextmanager
+async def serving(path: Path, answer: bytes) -> AsyncIterator[None]:
+    async def speak(client: SocketStream) -> None:
+        async with client:
+            try:
+                await client.receive()
+                await client.send(answer)
+            except (anyio.BrokenResourceError, anyio.EndOfStream):
+                return
+
+    async with await anyio.create_unix_listener(path) as listener, anyio.create_task_group() as t:
+        t.start_soon(listener.serve, speak)
+        yield
+        t.cancel_scope.cancel()
+
+
+WORDS = "CONNECT ,GET ,http://,https://,a.example,:80,:99999,@,[::1],/,?, HTTP/1.1, HTTP/2".split(
+    ","
+)
+REQUEST_PARTS = st.sampled_from(
+    [*WORDS, "\r\n", "\n", "Host: b\r\n", "X:\x00", "\r\n\r\n", " ", "\t", "#", "%"]
+)
+
+
+@given(head=st.lists(REQUEST_PARTS | st.text(max_size=5), max_size=12).map("".join))
+@settings(max_examples=2 * ROUNDS, deadline=None)
+def test_a_request_for_the_network_is_understood_or_refused(head: str) -> None:
+    try:
+        request = parse_head(head.encode())
+    except BadRequest:
+        return
+    assert 0 < request.port < 65536
+    assert request.host
+    assert not set(request.host) & set("\r\n\t @/?#%")
+    if request.forward is not None:
+        assert request.forward.count(b"\r\n\r\n") == 1
+        assert request.forward.endswith(b"\r\n\r\n")
+        assert b"\nProxy-" not in request.forward.title()
+
+
+@given(said=st.lists(st.binary(max_size=60) | st.just(b"8 1 77\n"), max_size=20))
+@settings(max_examples=ROUNDS, deadline=None)
+def test_what_a_counter_prints_is_counted_or_refused(said: list[bytes]) -> None:
+    async def main() -> None:
+        reader, writer = os.pipe()
+        with os.fdopen(writer, "wb") as out:
+            out.write(b"".join(said))
+        try:
+            found = await _count(reader, Footprint(1 << 40, 1 << 20))
+        except ValueError:
+            return
+        finally:
+            os.close(reader)
+        assert found.files >= 0
+
+    anyio.run(main)
