@@ -88,9 +88,21 @@ async def serving(path: Path, answer: bytes) -> AsyncIterator[None]:
         t.cancel_scope.cancel()
 
 
-WORDS = "CONNECT ,GET ,http://,https://,a.example,:80,:99999,@,[::1],/,?, HTTP/1.1, HTTP/2".split(
-    ","
-)
+WORDS = [
+    "CONNECT ",
+    "GET ",
+    "http://",
+    "https://",
+    "a.example",
+    ":80",
+    ":99999",
+    "@",
+    "[::1]",
+    "/",
+    "?",
+    " HTTP/1.1",
+    " HTTP/2",
+]
 REQUEST_PARTS = st.sampled_from(
     [*WORDS, "\r\n", "\n", "Host: b\r\n", "X:\x00", "\r\n\r\n", " ", "\t", "#", "%"]
 )
