@@ -54,7 +54,8 @@ logger = logging.getLogger(__name__)
 
 LARGEST_CAP = 32_000  # tokens; a reply that may be longer than this needs no cap of ours
 CUT_SHORT = "The code did not run to its end."
-NOTHING_SHOWN = "(nothing was printed)"
+# A small model repeats the same assignment for ever unless it is told how to go on.
+NOTHING_SHOWN = "(nothing was printed; print what you need, or call final_answer with the result)"
 
 
 async def ignore(event: AgentEvent) -> None:
