@@ -64,6 +64,7 @@ class ScriptedLLM:
         self.keys: list[str] = []  # what each request carried as its key
         self.times: list[float] = []  # time.monotonic() of each arrival
         self.disconnects = 0  # requests whose client went away before their end
+        self.open = 0  # requests that are being answered
         self.unscripted = 0
         self._turns: deque[Turn] = deque()
         self._changed = threading.Condition()
@@ -117,6 +118,10 @@ class ScriptedLLM:
         """Waits until so many clients have gone away before their reply's end."""
         await self._until(lambda: self.disconnects >= times)
 
+    async def idle(self) -> None:
+        """Waits until no request is being answered."""
+        await self._until(lambda: self.open == 0)
+
     async def _until(self, condition: Callable[[], bool]) -> None:
         def wait() -> bool:
             with self._changed:
@@ -136,6 +141,15 @@ class ScriptedLLM:
                 break
         request = json.loads(body or b"{}")
         turn = self._next(request, dict(scope["headers"]))
+        try:
+            await self._reply(request, turn, receive, send)
+        finally:
+            with self._changed:
+                self.open -= 1
+                self._changed.notify_all()
+
+    # Any: ASGI.
+    async def _reply(self, request: Request, turn: Turn, receive: Any, send: Any) -> None:
         reply = turn(request) if callable(turn) else turn
         reply = Reply(text=reply) if isinstance(reply, str) else reply
         answering = asyncio.ensure_future(self._answer(request, reply, send))
@@ -152,6 +166,7 @@ class ScriptedLLM:
 
     def _next(self, request: Request, headers: Mapping[bytes, bytes]) -> Turn:
         with self._changed:
+            self.open += 1
             self.requests.append(request)
             self.keys.append(headers.get(b"authorization", b"").decode().removeprefix("Bearer "))
             self.times.append(time.monotonic())

@@ -32,6 +32,7 @@ INTERRUPTS = 3  # how often abandoned code is interrupted: it may swallow a Keyb
 INTERRUPT_INTERVAL = 2.0  # seconds
 START_PATIENCE = 2.0  # seconds for abandoned code to begin; a kernel that stands still never does
 REPLY_GRACE = 1.0  # seconds between reply and "idle": after an interrupt, one may be missing
+ABANDONED_GRACE = 0.2  # the same when nobody listens; what comes later belongs to nobody
 COLOURS_OFF = {"NO_COLOR": "1", "TERM": "dumb"}
 EVENTS = 4  # waiting for a slow client; beyond that its kernel waits
 
@@ -258,7 +259,7 @@ class Context:
         transcript = Transcript()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._interrupt_when_abandoned, kernel, execution, transcript)
-            alive = await self._read(kernel, transcript, execution.emit)
+            alive = await self._read(kernel, transcript, execution.emit, execution.abandoned)
             tasks.cancel_scope.cancel()
         if not alive:
             raise KernelEndedError(f"{kernel.describe_end()} {LOST}")
@@ -275,7 +276,7 @@ class Context:
         if not code:
             return
         await kernel.channels.request("execute_request", _execute_request(code, silent=True))
-        if not await self._read(kernel, Transcript(), _ignore):
+        if not await self._read(kernel, Transcript(), _ignore, anyio.Event()):
             raise KernelEndedError(f"{kernel.describe_end()} {LOST}")
 
     async def _read(
@@ -283,10 +284,11 @@ class Context:
         kernel: Kernel,
         transcript: Transcript,
         emit: Callable[[Iterable[Event]], Awaitable[None]],
+        abandoned: anyio.Event,
     ) -> bool:
         """Until the kernel is idle again; False when it died instead."""
         try:
-            while (patience := self._patience(transcript)) > 0:
+            while (patience := self._patience(transcript, abandoned.is_set())) > 0:
                 with anyio.move_on_after(patience) as waiting:
                     message = await kernel.channels.messages.receive()
                 if waiting.cancelled_caught:
@@ -298,10 +300,12 @@ class Context:
             kernel.channels.release()
         return True
 
-    def _patience(self, transcript: Transcript) -> float:
+    def _patience(self, transcript: Transcript, abandoned: bool) -> float:
         if transcript.complete:
             return self.language.settle
-        return REPLY_GRACE if transcript.replied or transcript.idle else inf
+        if transcript.replied or transcript.idle:
+            return ABANDONED_GRACE if abandoned else REPLY_GRACE
+        return inf
 
     async def _interrupt_when_abandoned(
         self, kernel: Kernel, execution: Execution, transcript: Transcript
