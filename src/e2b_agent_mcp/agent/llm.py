@@ -161,6 +161,9 @@ class Llm:
                 while chunk := await self._bounded(choice, lambda: anext(stream, None)):
                     received.add(chunk)
                     await self._on_text(received.size)
+                    # Asked for more, litellm would put the reply together, price it and log it.
+                    if received.is_whole:
+                        break
         finally:
             usage = received.usage(choice.model, request)
             self.spent = add(self.spent, usage)
@@ -212,6 +215,11 @@ class _Received:
     @property
     def text(self) -> str:
         return "".join(self.pieces)
+
+    @property
+    def is_whole(self) -> bool:
+        """The count comes after everything else, where the service counts at all."""
+        return bool(self.finish) and self.counted is not None
 
     def add(self, chunk: Any) -> None:
         self.counted = getattr(chunk, "usage", None) or self.counted
