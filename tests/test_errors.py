@@ -12,6 +12,7 @@ from e2b_agent_mcp.errors import (
     AuthenticationError,
     E2BAgentError,
     InvalidArgumentError,
+    LifeRefusedError,
     NotFoundError,
     RateLimitError,
     SandboxError,
@@ -103,7 +104,7 @@ REFUSED = httpx.Request("GET", "http://e2b")
         ),
         pytest.param(
             e2b.SandboxException("400: Timeout cannot be greater than 1 hours", status_code=400),
-            SandboxError,
+            LifeRefusedError,
             "E2B_AGENT_MCP_SANDBOXES_IDLE_AFTER",
             id="over the plan's limit",
         ),

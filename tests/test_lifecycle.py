@@ -6,7 +6,7 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -23,6 +23,7 @@ from e2b_agent_mcp.errors import (
     AuthenticationError,
     InvalidArgumentError,
     NotFoundError,
+    SandboxError,
     SandboxLimitError,
     SandboxLostError,
     SandboxUnavailableError,
@@ -46,6 +47,7 @@ from e2b_agent_mcp.settings import (
     Secret,
     Settings,
 )
+from faults import CONTROL, Always, FaultProxy, hang_after
 
 SETTINGS = Settings(sandboxes=SandboxSettings(idle_after=120))
 
@@ -236,7 +238,7 @@ async def test_a_session_does_not_wait_for_another(
 
 
 def limited(**settings: Any) -> Settings:
-    return replace(SETTINGS, sandboxes=SandboxSettings(idle_after=120, **settings))
+    return replace(SETTINGS, sandboxes=replace(SETTINGS.sandboxes, **settings))
 
 
 async def test_the_limit_is_refused_by_the_option_that_sets_it(
@@ -572,6 +574,129 @@ async def test_a_leased_sandbox_outlives_its_timeout(
             assert await text(lease, "import time; time.sleep(4); 'alive'") == "alive"
         async with manager.lease(key) as lease:
             assert lease.state == "reused"
+
+
+# The plan's longest run, and a sandbox's age
+
+
+async def test_a_plans_longest_run_is_learnt_and_a_session_outlives_it(
+    fresh_options: EngineOptions,
+) -> None:
+    key = SessionKey("ann", "analysis")
+    passed = 0.0
+    with running_engine(replace(fresh_options, longest_run=60)) as short:
+        settings = limited(idle_after=3600)
+        async with SandboxManager(
+            settings, connect=Connector(short), clock=lambda: time.monotonic() + passed
+        ) as manager:
+
+            async def end_at() -> float:
+                (listed,) = await manager.list_sessions(key.owner)
+                return listed.end_at.timestamp()
+
+            async with manager.lease(key) as first:
+                assert first.state == "created"
+                await text(first, "x = 42")
+            longest = await end_at()
+            assert longest <= time.time() + 60
+            passed = 31
+            async with manager.lease(key) as second:
+                assert await text(second, "x") == "42"
+                assert (second.sandbox_id, second.lost) == (first.sandbox_id, "")
+            assert await end_at() > longest
+            await manager.end_session(key)
+
+
+async def test_a_run_that_ends_its_plan_in_a_lease_is_renewed_afterwards(
+    fresh_options: EngineOptions,
+) -> None:
+    key = SessionKey("ann", "analysis")
+    passed = 0.0
+    with running_engine(replace(fresh_options, longest_run=60)) as short:
+        async with SandboxManager(
+            limited(idle_after=3600),
+            connect=Connector(short),
+            clock=lambda: time.monotonic() + passed,
+        ) as manager:
+            async with manager.lease(key):
+                passed = 31
+            (before,) = await manager.list_sessions(key.owner)
+            with anyio.fail_after(60):
+                while (await manager.list_sessions(key.owner))[0].end_at <= before.end_at:
+                    pass
+            await manager.end_session(key)
+
+
+async def test_a_sandbox_beyond_its_age_is_replaced_between_two_calls(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    passed = 0.0
+    async with SandboxManager(
+        limited(max_age=1000), connect=Connector(engine), clock=lambda: time.monotonic() + passed
+    ) as manager:
+        async with manager.lease(key) as first:
+            passed = 1001
+            await text(first, "x = 42")
+        async with manager.lease(key) as second:
+            assert (second.state, second.sandbox_id == first.sandbox_id) == ("recreated", False)
+            assert "max_age" in second.lost
+        listed = await manager.list_sessions(key.owner)
+        assert [s.sandbox_id for s in listed] == [second.sandbox_id]
+
+
+# Clean-up
+
+
+async def test_a_server_prunes_what_its_user_left_paused_for_any_owner_and_nothing_else(
+    engine: EngineAddress, e2b: E2B
+) -> None:
+    mine, other = uuid.uuid4().hex, uuid.uuid4().hex
+    owners = [uuid.uuid4().hex for _ in range(2)]
+
+    def server(user: str, **settings: Any) -> SandboxManager:
+        own = replace(limited(**settings), owner=user)
+        return SandboxManager(own, connect=Connector(engine))
+
+    async with server(mine) as left, server(other) as foreign:
+        for manager, owner in zip((left, foreign), owners, strict=True):
+            async with manager.lease(SessionKey(owner, "analysis")) as lease:
+                pass
+            await e2b.AsyncSandbox.pause(lease.sandbox_id)
+    stranger = await e2b.AsyncSandbox.create(metadata={"owner": owners[0], "session": "analysis"})
+    await stranger.pause()
+    async with server(mine, retention=0) as manager:
+        assert len(await manager.prune(dry_run=True)) == 1
+        assert len(await manager.prune()) == 1
+        assert await manager.list_sessions(owners[0]) == []
+        assert len(await manager.list_sessions(owners[1])) == 1
+        assert (await stranger.get_info()).state.value == "paused"
+        await manager.end_session(SessionKey(owners[1], "analysis"))
+    await stranger.kill()
+
+
+async def test_leaving_the_manager_is_bounded_whatever_hangs(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    """A creation, a sweep and a heartbeat without an answer; the next server finds the session."""
+
+    async def call(manager: SandboxManager, name: str) -> None:
+        with suppress(SandboxError):
+            async with manager.lease(SessionKey(key.owner, name)):
+                pass
+
+    async with FaultProxy.serve(engine) as proxy:
+        short = limited(idle_after=6)
+        async with SandboxManager(short, connect=Connector(proxy.address)) as manager:
+            async with manager.lease(key) as lease, anyio.create_task_group() as tasks:
+                proxy.program = Always(hang_after, *CONTROL)
+                tasks.start_soon(call, manager, "other")
+                with anyio.fail_after(30):
+                    while {"list", "extend"} - {e.route for e in proxy.log if e.fault}:
+                        await anyio.sleep(0.01)
+                tasks.cancel_scope.cancel()
+            started = time.monotonic()
+        assert time.monotonic() - started < 2
+        assert lease.sandbox_id
 
 
 async def test_an_engine_that_ended_is_started_again_and_the_loss_told(

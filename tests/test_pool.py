@@ -1,5 +1,7 @@
 """Decisions about sandboxes: plain data in, plain data out."""
 
+import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,19 +12,23 @@ from e2b_agent_mcp.pool import (
     DUPLICATE_GRACE,
     FORGET_AFTER,
     Candidate,
+    Maker,
     Pool,
     SessionKey,
     Shortage,
     Slot,
+    Terms,
     by_session,
     check_key,
     choose,
+    made_by,
     new_metadata,
     of_session,
     owned_by,
     superfluous,
 )
 from e2b_agent_mcp.pool.slots import FULL_FOR
+from e2b_agent_mcp.pool.terms import UNCHECKED_RUN
 from e2b_agent_mcp.settings import SandboxSettings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -48,17 +54,29 @@ def candidate(
 
 
 def test_a_sandbox_is_found_by_the_metadata_it_was_created_with() -> None:
-    written = new_metadata(KEY, instance="i1", generation=3)
+    written = new_metadata(KEY, maker=Maker("i1", "local:ann@home"), generation=3, today=START)
     assert written == {
         "e2b_agent_mcp": "1",
         "owner": "ann",
         "session": "analysis",
+        "server": "local:ann@home",
         "instance": "i1",
         "generation": "3",
+        "created": "2026-01-01T00:00:00+00:00",
     }
-    assert of_session(KEY).items() <= written.items()
-    assert owned_by("ann").items() <= written.items()
-    assert not owned_by("bob").items() <= written.items()
+    for mine in (of_session(KEY), owned_by("ann"), made_by("local:ann@home")):
+        assert mine.items() <= written.items()
+    for other in (owned_by("bob"), made_by("local:bob@home")):
+        assert not other.items() <= written.items()
+
+
+def test_the_age_of_a_sandbox_counts_from_its_creation_not_from_its_last_resume() -> None:
+    resumed = candidate("a", started=500)
+    today = START + timedelta(seconds=1000)
+    assert resumed.age(today) == 500
+    created = {**resumed.metadata, "created": START.isoformat()}
+    assert replace(resumed, metadata=created).age(today) == 1000
+    assert replace(resumed, metadata={"created": "when?"}).age(today) == 500
 
 
 @pytest.mark.parametrize(
@@ -119,8 +137,26 @@ def test_a_session_is_listed_once_however_many_sandboxes_it_has() -> None:
 def test_only_paused_sandboxes_that_nobody_will_want_are_superfluous(
     found: list[Candidate], after: float, ended: list[str]
 ) -> None:
-    now = START + timedelta(seconds=600 + after)  # all were paused at their 600 s
-    assert [c.sandbox_id for c in superfluous(found, now, retention=3600)] == ended
+    today = START + timedelta(seconds=600 + after)  # all were paused at their 600 s
+    assert [c.sandbox_id for c in superfluous(found, today, retention=3600)] == ended
+
+
+def test_a_paused_sandbox_beyond_its_age_is_superfluous() -> None:
+    found = [candidate("a", paused=True), candidate("b", session="two")]
+    today = START + timedelta(seconds=1000)
+    assert superfluous(found, today, retention=3600, max_age=1000) == []
+    (ended,) = superfluous(found, today, retention=3600, max_age=999)
+    assert ended.sandbox_id == "a"
+
+
+def test_two_owners_may_name_their_sessions_alike() -> None:
+    bobs = replace(
+        candidate("b", paused=True, generation="2"),
+        metadata={"owner": "bob", "session": "analysis", "generation": "2"},
+    )
+    found = [candidate("a", paused=True), bobs]
+    today = START + timedelta(seconds=600 + DUPLICATE_GRACE + 1)
+    assert superfluous(found, today, retention=3600) == []
 
 
 @pytest.mark.parametrize("name", ["", "x" * 201, "two\nlines", "nul\0"])
@@ -278,6 +314,80 @@ def test_a_sandbox_is_extended_after_a_tenth_of_its_life() -> None:
     slot.extend(pool.end_at(0))
     assert not pool.must_extend(slot, now=0)
     assert pool.heartbeat == 200
+
+
+# What E2B's plan allows
+
+
+def terms(wanted: float, *, longest: float = math.inf) -> Terms:
+    return Terms(wanted, longest=longest)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "refusals", "life"),
+    [
+        pytest.param(7200, [3600], 3600, id="by its number"),
+        pytest.param(90_000, [None], 86_400, id="without a number: the next plan"),
+        pytest.param(90_000, [None, None], 3600, id="and the next"),
+        pytest.param(599.5, [], 600, id="whole seconds"),
+    ],
+)
+def test_the_longest_life_is_learnt_from_refusals(
+    wanted: float, refusals: list[float | None], life: int
+) -> None:
+    learning = terms(wanted)
+    for longest in refusals:
+        assert learning.learn(longest)
+    assert learning.life == life
+
+
+@pytest.mark.parametrize("longest", [600, 700, 0])
+def test_a_refusal_that_teaches_nothing_is_not_asked_again(longest: float) -> None:
+    assert not terms(600).learn(longest)
+    assert not terms(200).learn(None)
+
+
+def test_an_extension_that_fell_short_tells_the_longest_run() -> None:
+    learning = terms(600)
+    learning.observe(ran=2800, left=595)
+    assert learning.longest == math.inf
+    learning.observe(ran=3100, left=500)
+    assert learning.longest == 3600
+
+
+def test_a_run_is_renewed_while_a_whole_life_is_left_of_it() -> None:
+    pool = Pool(SandboxSettings(idle_after=600), terms(600, longest=3600))
+    slot = pool.slot(KEY)
+    slot.hold("a", generation=1, now=0, end_at=10_000)
+    assert not pool.must_renew(slot, now=3000)
+    assert pool.must_renew(slot, now=3001)
+    slot.hold("a", generation=1, now=3001, end_at=10_000, ran=0)
+    assert not pool.must_renew(slot, now=3600)
+    slot.pause(3600)
+    assert not pool.must_renew(slot, now=9000)
+
+
+def test_a_life_as_long_as_the_longest_run_is_renewed_at_its_half() -> None:
+    pool = Pool(SandboxSettings(idle_after=7200), terms(7200, longest=3600))
+    slot = pool.slot(KEY)
+    slot.hold("a", generation=1, now=0, end_at=10_000)
+    assert not pool.must_renew(slot, now=1800)
+    assert pool.must_renew(slot, now=1801)
+
+
+def test_extensions_are_checked_only_once_a_plan_could_cut_them() -> None:
+    pool = pool_of()
+    slot = held(pool, "one")
+    assert not pool.must_check(slot, now=UNCHECKED_RUN)
+    assert pool.must_check(slot, now=UNCHECKED_RUN + 1)
+    pool.terms.longest = 3600
+    assert not pool.must_check(slot, now=UNCHECKED_RUN + 1)
+
+
+def test_age_has_a_limit_only_when_one_is_set() -> None:
+    assert not pool_of().is_too_old(10**9)
+    assert not pool_of(max_age=60).is_too_old(60)
+    assert pool_of(max_age=60).is_too_old(61)
 
 
 def test_a_session_is_forgotten_a_day_after_its_end() -> None:

@@ -9,6 +9,7 @@
     ├── MonthlyBudgetError             monthly_budget: what may be spent in a month is spent
     ├── SandboxError                   sandbox_error: E2B refused, reason in the message
     │   ├── AuthenticationError        authentication: the E2B key was rejected
+    │   ├── LifeRefusedError           life_refused: longer than the plan lets a sandbox run
     │   ├── SandboxUnavailableError    sandbox_unavailable: none could be created or reached
     │   ├── SandboxLimitError          sandbox_limit: as many as may be are in use
     │   ├── RateLimitError             rate_limited: E2B asks to slow down
@@ -84,6 +85,13 @@ class SandboxError(E2BAgentError):
 
 class AuthenticationError(SandboxError):
     code = "authentication"
+
+
+class LifeRefusedError(SandboxError):
+    """A sandbox may not live so long; `longest` is what E2B allows, in seconds, if it said so."""
+
+    code = "life_refused"
+    longest: float | None = None
 
 
 class SandboxUnavailableError(SandboxError):
@@ -273,12 +281,25 @@ def _refused(status: int | None, text: str, doing: str) -> SandboxError:
         return SandboxUnavailableError(
             f"E2B failed while {doing}: {text}", hint="Wait a moment and try again."
         )
-    hint = ""
     if status == 400 and "timeout" in text.lower():
-        hint = "Lower E2B_AGENT_MCP_SANDBOXES_IDLE_AFTER to what the E2B plan allows."
-    elif status == 405 or (status == 404 and "template" not in text.lower()):
+        return _life_refused(text, doing)
+    hint = ""
+    if status == 405 or (status == 404 and "template" not in text.lower()):
         hint = "This E2B server may be older than the installed SDK: update it."
     return SandboxError(f"E2B refused while {doing}: {text}", hint=hint)
+
+
+_UNITS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86_400.0}
+
+
+def _life_refused(text: str, doing: str) -> LifeRefusedError:
+    error = LifeRefusedError(
+        f"E2B refused while {doing}: {text}",
+        hint="Lower E2B_AGENT_MCP_SANDBOXES_IDLE_AFTER to what the E2B plan allows.",
+    )
+    if found := re.search(r"(\d+) ?(second|minute|hour|day)", text):
+        error.longest = int(found[1]) * _UNITS[found[2]]
+    return error
 
 
 def _refused_by_sandbox(text: str, doing: str) -> SandboxError:

@@ -81,6 +81,9 @@ class SandboxSettings:
         "kill", "which of the two; a paused sandbox is resumed by its session's next call"
     )
     retention: int = option(604_800.0, "a paused sandbox is ended after so long, in seconds")
+    max_age: float = option(
+        0.0, "an older sandbox is replaced by a new one between two calls, in seconds; 0: never"
+    )
     max: int = option(20, "most sandboxes that run at once")
     max_per_owner: int = option(0, "most of them that one owner may have running; 0: no such limit")
     at_limit: Literal["pause", "refuse"] = option(

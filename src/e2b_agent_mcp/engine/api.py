@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 TEMPLATES = ("base", "code-interpreter-v1")
 DEFAULT_TIMEOUT = 300  # seconds, as in E2B's SDKs
-LONGEST_TIMEOUT = 30 * 24 * 3600  # seconds
 LARGEST_BODY = 1024 * 1024  # bytes
 LARGEST_PAGE = 100
 CLIENT_ID = "e2b-agent-mcp"
@@ -115,7 +114,7 @@ class ControlPlane:
         network = _object(body, "network")
         return SandboxSpec(
             template=template,
-            timeout=_timeout(body, "timeout"),
+            timeout=self._timeout(body),
             snapshot=snapshot,
             network=self._network(network, body),
             metadata=_string_map(body, "metadata"),
@@ -189,7 +188,7 @@ class ControlPlane:
         body = await _body(request)
         sandbox, resumed = await self._orchestrator.resume(
             request.path_params["id"],
-            _timeout(body, "timeout"),
+            self._timeout(body),
             restore_memory=_flag(body, "memory", default=True),
         )
         return JSONResponse(self._created(sandbox), 201 if resumed else 200)
@@ -253,12 +252,12 @@ class ControlPlane:
         return Response(status_code=204)
 
     async def set_timeout(self, request: Request) -> Response:
-        timeout = _seconds(await _body(request), "timeout", None)
+        timeout = self._seconds(await _body(request), "timeout", None)
         self._orchestrator.set_timeout(request.path_params["id"], timeout)
         return Response(status_code=204)
 
     async def refresh(self, request: Request) -> Response:
-        duration = _seconds(await _body(request), "duration", DEFAULT_TIMEOUT)
+        duration = self._seconds(await _body(request), "duration", DEFAULT_TIMEOUT)
         self._orchestrator.extend(request.path_params["id"], duration)
         return Response(status_code=204)
 
@@ -315,6 +314,21 @@ class ControlPlane:
             "trafficAccessToken": sandbox.traffic_token,
             "domain": self._domain,
         }
+
+    def _timeout(self, body: Json) -> int:
+        value = self._seconds(body, "timeout", DEFAULT_TIMEOUT)
+        if value <= 0:
+            raise InvalidRequest("Timeout must be greater than 0")
+        return value
+
+    def _seconds(self, body: Json, name: str, default: int | None) -> int:
+        value = body.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InvalidRequest(f"{name} must be a whole number of seconds")
+        longest = self._orchestrator.options.longest_run
+        if value > longest:
+            raise InvalidRequest(f"{name} cannot be greater than {longest} seconds")
+        return value
 
     def _described(self, sandbox: Sandbox) -> Json:
         options = self._orchestrator.options
@@ -382,22 +396,6 @@ async def _body(request: Request) -> Json:
     if not isinstance(body, dict):
         raise InvalidRequest("The request body must be a JSON object")
     return body
-
-
-def _seconds(body: Json, name: str, default: int | None) -> int:
-    value = body.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(f"{name} must be a whole number of seconds")
-    if value > LONGEST_TIMEOUT:
-        raise InvalidRequest(f"{name} cannot be greater than {LONGEST_TIMEOUT} seconds")
-    return value
-
-
-def _timeout(body: Json, name: str) -> int:
-    value = _seconds(body, name, DEFAULT_TIMEOUT)
-    if value <= 0:
-        raise InvalidRequest("Timeout must be greater than 0")
-    return value
 
 
 def _flag(body: Json, name: str, *, default: bool) -> bool:

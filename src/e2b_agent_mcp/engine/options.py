@@ -39,6 +39,7 @@ class EngineOptions:
     port: int = 0
     idle_exit: float = 900.0  # seconds without a running sandbox and without a request
     retention: float = 30 * 24 * 3600.0  # seconds that a paused sandbox is kept
+    longest_run: int = 30 * 24 * 3600  # seconds that a sandbox runs without a pause, at most
     isolation: IsolationChoice = "auto"
     bubblewrap: Path | None = None
     network: NetworkChoice = "public"

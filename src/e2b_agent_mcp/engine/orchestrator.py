@@ -228,6 +228,7 @@ class Orchestrator:
         # one sees the earlier, and both take that one for the older.
         sandbox.started_at = self.clock.now()
         sandbox.end_at = sandbox.started_at + spec.timeout
+        sandbox.running_since = sandbox.started_at
         sandbox.idempotency_key = idempotency_key
         self._sandboxes[sandbox.id] = sandbox
         self._record(sandbox)
@@ -327,6 +328,7 @@ class Orchestrator:
             await self._freeze(sandbox, sandbox.machine.box)
         else:
             await self._stop(sandbox)
+        sandbox.end_at = min(sandbox.end_at, self.clock.now())
         self._record(sandbox)
         self._touch()
         logger.info("paused %s (%s)", sandbox.id, mode)
@@ -358,6 +360,7 @@ class Orchestrator:
             if resumed:
                 await self._resume(sandbox, restore_memory=restore_memory)
                 sandbox.end_at = 0.0
+                sandbox.running_since = self.clock.now()
             self._set_end(sandbox, max(sandbox.end_at, self.clock.now() + timeout))
         return sandbox, resumed
 
@@ -420,7 +423,8 @@ class Orchestrator:
         self._record(sandbox)
 
     def _set_end(self, sandbox: Sandbox, end_at: float) -> None:
-        sandbox.end_at = end_at
+        """As on E2B, what is asked beyond the longest run is cut without a word."""
+        sandbox.end_at = min(end_at, sandbox.running_since + self.options.longest_run)
         self._record(sandbox)
         self._touch()
 

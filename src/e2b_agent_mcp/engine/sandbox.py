@@ -96,6 +96,7 @@ class Sandbox:
     network: NetworkPolicy
     started_at: float
     end_at: float
+    running_since: float = 0.0  # its start or its last resume
     kept_until: float = math.inf  # when it is removed if it is paused
     idempotency_key: str | None = None
     envd_token: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)

@@ -8,7 +8,6 @@ the embedded engine ends when idle and comes back under another one.
 
 import itertools
 import logging
-import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -22,6 +21,7 @@ from anyio import to_thread
 from e2b_agent_mcp.connection import Connect, E2BParams, Progress
 from e2b_agent_mcp.errors import (
     E2BAgentError,
+    LifeRefusedError,
     RateLimitError,
     SandboxError,
     SandboxLostError,
@@ -30,7 +30,15 @@ from e2b_agent_mcp.errors import (
 )
 from e2b_agent_mcp.lifecycle.transitions import Transitions
 from e2b_agent_mcp.lifecycle.usage import Usage, usage_of
-from e2b_agent_mcp.pool import Candidate, SessionKey, creation_of, new_metadata, scope_of
+from e2b_agent_mcp.pool import (
+    Candidate,
+    Maker,
+    SessionKey,
+    Terms,
+    creation_of,
+    new_metadata,
+    scope_of,
+)
 from e2b_agent_mcp.settings import Settings
 
 if TYPE_CHECKING:
@@ -66,8 +74,11 @@ async def bounded(doing: str, seconds: float, call: Callable[[], Awaitable[T]]) 
 class Control:
     """The control plane of one E2B; connects on first use."""
 
-    def __init__(self, settings: Settings, connect: Connect, transitions: Transitions) -> None:
+    def __init__(
+        self, settings: Settings, connect: Connect, transitions: Transitions, terms: Terms
+    ) -> None:
         self._settings = settings
+        self._terms = terms
         self._connect = connect
         self._transitions = transitions
         self._tell = transitions.tell
@@ -96,11 +107,11 @@ class Control:
         return self._sandboxes is not None and isinstance(handle, self._sandboxes)
 
     async def create(
-        self, key: SessionKey, *, instance: str, generation: int, idempotency_key: str
+        self, key: SessionKey, *, maker: Maker, generation: int, idempotency_key: str
     ) -> "AsyncSandbox":
         """A new sandbox that carries its session; a repeated request makes no second one."""
         limit = self._settings.sandboxes.create_timeout
-        metadata = new_metadata(key, instance=instance, generation=generation)
+        metadata = new_metadata(key, maker=maker, generation=generation, today=datetime.now(UTC))
         creation = creation_of(metadata)
 
         async def create(sandboxes: "type[AsyncSandbox]") -> "AsyncSandbox":
@@ -109,7 +120,8 @@ class Control:
                 timeout=self._life,
                 metadata=metadata,
                 lifecycle={"on_timeout": self._settings.sandboxes.idle_action},
-                idempotency_key=idempotency_key,
+                # A request that E2B refused for its life is repeated with another.
+                idempotency_key=f"{idempotency_key}-{self._life}",
                 request_timeout=limit,
             )
 
@@ -141,17 +153,18 @@ class Control:
         limit = self._settings.sandboxes.create_timeout
 
         async def connect(sandboxes: "type[AsyncSandbox]") -> "AsyncSandbox":
+            life = self._life if extend else 1
             handle = await sandboxes.connect(sandbox_id, timeout=life, request_timeout=limit)
             # E2B declares the base class here, and returns the class it was called on.
             return cast("AsyncSandbox", handle)
 
         # Connecting never shortens a life, and some servers do not lengthen it either.
-        life = self._life if extend else 1
         started = time.monotonic()
         handle = await self._call("connecting to a sandbox", connect, limit=limit)
         if handle.sandbox_id != sandbox_id:
             raise SandboxLostError("E2B answered with another sandbox than the one asked for.")
         took = time.monotonic() - started
+        life = self._life if extend else 1
         self._tell("resumed" if paused else "connected", sandbox_id, life=life, took=took)
         if extend:
             await self.extend(sandbox_id)
@@ -240,7 +253,7 @@ class Control:
 
     @property
     def _life(self) -> int:
-        return math.ceil(self._settings.sandboxes.idle_after)
+        return self._terms.life
 
     async def _call(
         self,
@@ -259,6 +272,11 @@ class Control:
                 answer = await bounded(doing, seconds, lambda: operation(sandboxes))  # noqa: B023
                 self._used_at = time.monotonic()
                 return answer
+            except LifeRefusedError as exc:
+                if not self._terms.learn(exc.longest):
+                    raise
+                logger.warning("E2B lets a sandbox run for at most %g s", self._terms.longest)
+                continue
             except (RateLimitError, SandboxUnavailableError) as exc:
                 delay = _retry_delay(exc, attempt)
                 if delay is None or time.monotonic() - started + delay > seconds:
@@ -277,7 +295,9 @@ class Control:
             params = await self._connect(on_progress=on_progress)
             if params != self._params:
                 # The import takes over a second of CPU, so it leaves the event loop alone.
-                self._sandboxes = await to_thread.run_sync(_bind, params, self._settings)
+                self._sandboxes = await to_thread.run_sync(
+                    _bind, params, self._settings, abandon_on_cancel=True
+                )
                 self._params = params
             self._used_at = time.monotonic()
 

@@ -36,22 +36,26 @@ from e2b_agent_mcp.lifecycle.lease import Lease
 from e2b_agent_mcp.lifecycle.places import Places
 from e2b_agent_mcp.lifecycle.session import Session
 from e2b_agent_mcp.lifecycle.stopping import RESTARTED
+from e2b_agent_mcp.lifecycle.sweeping import Sweeper
 from e2b_agent_mcp.lifecycle.transitions import Transitions
 from e2b_agent_mcp.lifecycle.usage import Usage
 from e2b_agent_mcp.pool import (
+    EXPLAIN_AGED,
     EXPLAIN_REPLACED,
     EXPLAIN_RESTARTED,
     Candidate,
+    Maker,
     Pool,
     SandboxState,
     SessionKey,
+    Slot,
+    Terms,
     by_session,
     check_key,
     choose,
     expired,
     of_session,
     owned_by,
-    superfluous,
 )
 from e2b_agent_mcp.settings import Settings
 
@@ -59,8 +63,6 @@ if TYPE_CHECKING:
     from e2b_code_interpreter.code_interpreter_async import AsyncSandbox
 
 logger = logging.getLogger(__name__)
-
-SWEEP_INTERVAL = 3600.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +106,15 @@ class SandboxManager:
         )
         self._transitions = Transitions(self._accounts.observe, settle=self._accounts.settle)
         connect = connect or partial(e2b_params, settings)
-        self._control = Control(settings, connect, self._transitions)
+        terms = Terms(settings.sandboxes.idle_after)
+        self._control = Control(settings, connect, self._transitions, terms)
         self._clock = clock
-        self._instance = uuid.uuid4().hex
-        self._pool = Pool(settings.sandboxes)
+        self._maker = Maker(uuid.uuid4().hex, settings.local_owner)
+        self._pool = Pool(settings.sandboxes, terms)
         self._sessions: dict[SessionKey, Session] = {}
         self._places = Places(settings.sandboxes, self._pool, self._control, self._sessions, clock)
         self._creations: dict[SessionKey, _Creation] = {}
-        self._swept: set[str] = set()  # owners whose paused sandboxes a task looks after
+        self._sweeper = Sweeper(settings, self._control, self._sessions)
         self._stack = AsyncExitStack()
         self._tasks: TaskGroup | None = None
 
@@ -119,6 +122,7 @@ class SandboxManager:
         self._stack.push_async_callback(self._accounts.aclose)
         self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
         self._tasks.start_soon(self._accounts.keep_writing)
+        self._tasks.start_soon(self._sweeper.sweep)
         return self
 
     async def __aexit__(
@@ -171,7 +175,7 @@ class SandboxManager:
             self._transitions.tell(
                 "leased", lease.sandbox_id, key=key, outcome=lease.state, took=leased - asked
             )
-            self._look_after(key.owner)
+            self._sweeper.look_after(key.owner)
             beating = anyio.CancelScope()
             if not verdict.refusal:
                 self._running.start_soon(self._keep_alive, session, lease, beating)
@@ -186,6 +190,8 @@ class SandboxManager:
                 return
             if session.slot.sandbox_id and self._pool.must_extend(session.slot, self._clock()):
                 await self._try_to_extend(session, lease.sandbox_id)
+        if self._pool.must_renew(session.slot, self._clock()):
+            self._running.start_soon(self._renew_unused, session)
 
     @asynccontextmanager
     async def _turn(self, session: Session) -> AsyncIterator[None]:
@@ -258,42 +264,13 @@ class SandboxManager:
         return bool(found) or any(killed)
 
     async def prune(self, owner: str | None = None, *, dry_run: bool = False) -> list[SessionInfo]:
-        """Ends the owner's paused sandboxes that nobody wants any more, and says which they are.
+        """Ends the paused sandboxes that nobody wants any more, and says which they are: those of
+        an owner, or all that servers of this user on this machine made, for whomever.
 
-        Done by itself for every owner of a lease, once an hour.
+        Both are done by themselves from the first lease on, once an hour.
         """
-        owner = owner or self._settings.local_owner
-        found = await self._control.find(owned_by(owner))
-        retention = self._settings.sandboxes.retention
-        ended = []
-        for item in superfluous(found, datetime.now(UTC), retention=retention):
-            session = self._sessions.get(SessionKey(owner, item.session))
-            turn = session.turn if session is not None else anyio.Lock()
-            if turn.locked():
-                continue  # a call is about to resume it
-            async with turn:
-                if dry_run or await self._control.kill(item.sandbox_id):
-                    ended.append(_session_info(item))
-        if not dry_run:
-            pruned = ",".join(info.sandbox_id for info in ended)
-            logger.info("pruned sandboxes=%s owner=%s", pruned, owner)
-        return ended
-
-    def _look_after(self, owner: str) -> None:
-        if owner not in self._swept:
-            self._swept.add(owner)
-            self._running.start_soon(self._sweep, owner)
-
-    async def _sweep(self, owner: str) -> None:
-        while True:
-            try:
-                await self.prune(owner)
-            except Exception:
-                # No call depends on it, and the next one may succeed.
-                logger.warning(
-                    "paused sandboxes of owner=%s not looked after", owner, exc_info=True
-                )
-            await anyio.sleep(SWEEP_INTERVAL)
+        ended = await self._sweeper.prune(owner, dry_run=dry_run)
+        return [_session_info(item) for item in ended]
 
     @property
     def _running(self) -> TaskGroup:
@@ -382,8 +359,12 @@ class SandboxManager:
         sandbox_id = session.slot.sandbox_id
         if not sandbox_id:
             return None
+        if self._pool.is_too_old(self._clock() - session.slot.born_at):
+            await self._end_aged(session, sandbox_id)
+            return None
         if self._is_warm(session):
             return "reused"
+        await self._renew(session)
         if await self._extend(session, sandbox_id):
             if session.handle is None or not self._control.serves(session.handle):
                 session.handle = await self._control.open(sandbox_id)
@@ -400,6 +381,7 @@ class SandboxManager:
             and self._control.serves(session.handle)
             and not session.unsettled
             and not self._pool.must_extend(session.slot, self._clock())
+            and not self._pool.must_renew(session.slot, self._clock())
         )
 
     async def _find(self, session: Session, on_progress: Progress | None) -> SandboxState | None:
@@ -411,6 +393,10 @@ class SandboxManager:
         )
         found = choose(item for item in listed if item.key == session.key)
         if found is None:
+            return None
+        if self._pool.is_too_old(found.age(datetime.now(UTC))):
+            session.slot.generation = max(session.slot.generation, found.generation)
+            await self._end_aged(session, found.sandbox_id)
             return None
         if session.slot.lost:
             session.slot.lost = EXPLAIN_REPLACED
@@ -433,16 +419,58 @@ class SandboxManager:
             return False
         finally:
             session.slot.starting = False
-        self._hold(session, handle, found.generation)
+        today = datetime.now(UTC)
+        ran = 0.0 if found.paused else max(0.0, (today - found.started_at).total_seconds())
+        self._hold(session, handle, found.generation, ran=ran, age=found.age(today))
         session.resumed = found.paused
         return True
 
-    def _hold(self, session: Session, handle: "AsyncSandbox", generation: int) -> None:
+    async def _end_aged(self, session: Session, sandbox_id: str) -> None:
+        await self._control.kill(sandbox_id)
+        session.slot.sandbox_id = sandbox_id
+        session.lose(sandbox_id, EXPLAIN_AGED)
+
+    def _hold(
+        self,
+        session: Session,
+        handle: "AsyncSandbox",
+        generation: int,
+        *,
+        ran: float = 0.0,
+        age: float = 0.0,
+    ) -> None:
         session.handle = handle
         now = self._clock()
         session.slot.hold(
-            handle.sandbox_id, generation=generation, now=now, end_at=self._pool.end_at(now)
+            handle.sandbox_id,
+            generation=generation,
+            now=now,
+            end_at=self._pool.end_at(now),
+            ran=ran,
+            age=age,
         )
+
+    async def _renew_unused(self, session: Session) -> None:
+        async with session.turn:
+            await self._renew(session)
+
+    async def _renew(self, session: Session) -> None:
+        """Pauses and resumes the sandbox if its continuous run nears its longest."""
+        slot, now = session.slot, self._clock()
+        if not self._pool.must_renew(slot, now):
+            return
+        sandbox_id, age = slot.sandbox_id, now - slot.born_at
+        slot.starting = slot.doubted = True
+        try:
+            if await self._control.pause(sandbox_id):
+                handle = await self._control.open(sandbox_id, paused=True)
+                self._hold(session, handle, slot.generation, age=age)
+                session.resumed = True
+        except E2BAgentError as exc:
+            # The next lease finds out what became of it.
+            logger.warning("not renewed sandbox=%s: %s", sandbox_id, exc.message)
+        finally:
+            slot.starting = False
 
     async def _create(self, session: Session, on_progress: Progress | None) -> None:
         """A call that is cancelled meanwhile leaves the sandbox to its session."""
@@ -473,7 +501,7 @@ class SandboxManager:
         generation = session.slot.generation + 1
         handle = await self._control.create(
             session.key,
-            instance=self._instance,
+            maker=self._maker,
             generation=generation,
             idempotency_key=uuid.uuid4().hex,
         )
@@ -491,7 +519,16 @@ class SandboxManager:
         extended = await self._control.extend(sandbox_id)
         if extended and session.slot.sandbox_id == sandbox_id:
             session.slot.extend(self._pool.end_at(now))
+            await self._check_terms(session.slot)
         return extended
+
+    async def _check_terms(self, slot: Slot) -> None:
+        """E2B cuts an extension beyond its plan's longest run without a word."""
+        if not self._pool.must_check(slot, self._clock()):
+            return
+        if (found := await self._control.inspect(slot.sandbox_id)) is not None:
+            left = (found.end_at - datetime.now(UTC)).total_seconds()
+            self._pool.terms.observe(ran=self._clock() - slot.running_since, left=left)
 
     async def _keep_alive(self, session: Session, lease: Lease, beating: anyio.CancelScope) -> None:
         with beating:

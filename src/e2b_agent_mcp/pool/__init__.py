@@ -7,12 +7,14 @@ what was lost.
 from e2b_agent_mcp.pool.registry import (
     DUPLICATE_GRACE,
     Candidate,
+    Maker,
     SandboxState,
     SessionKey,
     by_session,
     check_key,
     choose,
     creation_of,
+    made_by,
     new_metadata,
     of_session,
     owned_by,
@@ -20,7 +22,9 @@ from e2b_agent_mcp.pool.registry import (
     superfluous,
 )
 from e2b_agent_mcp.pool.slots import FORGET_AFTER, Pool, Shortage, Slot
+from e2b_agent_mcp.pool.terms import Terms
 from e2b_agent_mcp.pool.words import (
+    EXPLAIN_AGED,
     EXPLAIN_CRASH,
     EXPLAIN_REBOOTED,
     EXPLAIN_REPLACED,
@@ -31,6 +35,7 @@ from e2b_agent_mcp.pool.words import (
 
 __all__ = [
     "DUPLICATE_GRACE",
+    "EXPLAIN_AGED",
     "EXPLAIN_CRASH",
     "EXPLAIN_REBOOTED",
     "EXPLAIN_REPLACED",
@@ -38,16 +43,19 @@ __all__ = [
     "EXPLAIN_STUCK",
     "FORGET_AFTER",
     "Candidate",
+    "Maker",
     "Pool",
     "SandboxState",
     "SessionKey",
     "Shortage",
     "Slot",
+    "Terms",
     "by_session",
     "check_key",
     "choose",
     "creation_of",
     "expired",
+    "made_by",
     "new_metadata",
     "of_session",
     "owned_by",

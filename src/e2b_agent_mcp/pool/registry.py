@@ -44,8 +44,29 @@ def of_session(key: SessionKey) -> dict[str, str]:
     return {**owned_by(key.owner), "session": key.name}
 
 
-def new_metadata(key: SessionKey, *, instance: str, generation: int) -> dict[str, str]:
-    return {**of_session(key), "instance": instance, "generation": str(generation)}
+def made_by(server: str) -> dict[str, str]:
+    """The metadata of all that the servers of one user on one machine made, for any owner."""
+    return {_TAG: "1", "server": server}
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Who creates a sandbox: this process, and whose server it is."""
+
+    instance: str
+    server: str
+
+
+def new_metadata(
+    key: SessionKey, *, maker: Maker, generation: int, today: datetime
+) -> dict[str, str]:
+    return {
+        **of_session(key),
+        "server": maker.server,
+        "instance": maker.instance,
+        "generation": str(generation),
+        "created": today.isoformat(timespec="seconds"),
+    }
 
 
 def scope_of(metadata: Mapping[str, str]) -> SessionKey | None:
@@ -86,6 +107,14 @@ class Candidate:
         text = self.metadata.get("generation", "")
         return int(text) if text.isdecimal() else 0
 
+    def age(self, today: datetime) -> float:
+        """Seconds since it was created; `started_at` tells of its last resume on E2B."""
+        try:
+            created = datetime.fromisoformat(self.metadata.get("created", ""))
+        except ValueError:
+            created = self.started_at
+        return max(0.0, (today - created).total_seconds())
+
 
 def choose(candidates: Iterable[Candidate]) -> Candidate | None:
     """The one that serves a session that has several: every process chooses the same.
@@ -99,21 +128,24 @@ def choose(candidates: Iterable[Candidate]) -> Candidate | None:
 
 def by_session(candidates: Iterable[Candidate]) -> Iterator[Candidate]:
     """The chosen sandbox of each session, in the order of their names."""
-    sessions: dict[str, list[Candidate]] = {}
+    sessions: dict[SessionKey, list[Candidate]] = {}
     for candidate in candidates:
-        sessions.setdefault(candidate.session, []).append(candidate)
-    for name in sorted(sessions):
-        if (chosen := choose(sessions[name])) is not None:
+        sessions.setdefault(candidate.key, []).append(candidate)
+    for key in sorted(sessions):
+        if (chosen := choose(sessions[key])) is not None:
             yield chosen
 
 
 def superfluous(
-    candidates: Iterable[Candidate], now: datetime, *, retention: float
+    candidates: Iterable[Candidate], today: datetime, *, retention: float, max_age: float = 0
 ) -> list[Candidate]:
-    """The paused sandboxes that nobody will want: a session's own one after `retention`, one that
-    lost its session to another after `DUPLICATE_GRACE`.
+    """The paused sandboxes that nobody will want: a session's own one after `retention` or beyond
+    `max_age`, one that lost its session to another after `DUPLICATE_GRACE`.
 
-    Running ones are left alone: each ends or pauses at its own timeout, and may be in use.
+    Nobody has to judge whether the process that made a sandbox still lives. A running one is
+    leased by somebody or ends or pauses at its own timeout, which E2B keeps, so it is left alone; a
+    paused one that still is its session's is wanted, by whichever process the session's next call
+    comes to.
     """
     found = list(candidates)
     chosen = {candidate.sandbox_id for candidate in by_session(found)}
@@ -121,6 +153,9 @@ def superfluous(
         item
         for item in found
         if item.paused
-        and (now - item.end_at).total_seconds()
-        > (retention if item.sandbox_id in chosen else DUPLICATE_GRACE)
+        and (
+            (today - item.end_at).total_seconds()
+            > (retention if item.sandbox_id in chosen else DUPLICATE_GRACE)
+            or 0 < max_age < item.age(today)
+        )
     ]

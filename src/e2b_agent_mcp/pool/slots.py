@@ -15,6 +15,7 @@ from typing import Literal
 
 from e2b_agent_mcp.errors import SandboxLimitError
 from e2b_agent_mcp.pool.registry import Candidate, SessionKey
+from e2b_agent_mcp.pool.terms import UNCHECKED_RUN, Terms
 from e2b_agent_mcp.settings import SandboxSettings
 
 Shortage = Literal["owner", "total", "account"]
@@ -32,15 +33,28 @@ class Slot:
     end_at: float = -math.inf  # when E2B ends or pauses it unless extended
     held_at: float = -math.inf  # when we found or made it
     used_at: float = -math.inf  # when its last lease ended
+    running_since: float = math.inf  # its start, or its last resume
+    born_at: float = math.inf  # when it was created
     starting: bool = False  # being created or resumed: it has its place among those that run
     created: bool = False  # created, and no lease has told its caller yet
     doubted: bool = False  # a call failed since E2B last answered for the sandbox
     lost: str = ""  # what the next lease tells its caller
 
-    def hold(self, sandbox_id: str, *, generation: int, now: float, end_at: float) -> None:
+    def hold(
+        self,
+        sandbox_id: str,
+        *,
+        generation: int,
+        now: float,
+        end_at: float,
+        ran: float = 0.0,
+        age: float = 0.0,
+    ) -> None:
         self.sandbox_id = sandbox_id
         self.generation = max(self.generation, generation)
         self.held_at = self.used_at = now
+        self.running_since = now - ran
+        self.born_at = now - age
         self.extend(end_at)
 
     def extend(self, end_at: float) -> None:
@@ -71,9 +85,9 @@ class Slot:
 class Pool:
     """The sessions of one process."""
 
-    def __init__(self, settings: SandboxSettings) -> None:
+    def __init__(self, settings: SandboxSettings, terms: Terms | None = None) -> None:
         self._settings = settings
-        self._life = settings.idle_after
+        self.terms = terms or Terms(settings.idle_after)
         self._slots: dict[SessionKey, Slot] = {}
         # Sessions that E2B lists as running and we do not hold; until when, by our clock.
         self._elsewhere: dict[SessionKey, float] = {}
@@ -85,7 +99,7 @@ class Pool:
 
     def end_at(self, now: float) -> float:
         """When a sandbox that is extended now will end."""
-        return now + self._life
+        return now + self.terms.life
 
     def must_extend(self, slot: Slot, now: float) -> bool:
         """True when a tenth of the sandbox's life has passed since it was last extended.
@@ -93,12 +107,24 @@ class Pool:
         Until then a lease asks E2B nothing: a call to a sandbox that ended meanwhile fails before
         it reached anything, and is then sent to a new one.
         """
-        return slot.doubted or slot.end_at - now < 0.9 * self._life
+        return slot.doubted or slot.end_at - now < 0.9 * self.terms.life
 
     @property
     def heartbeat(self) -> float:
         """Seconds between two extensions of a leased sandbox: two may fail without its loss."""
-        return self._life / 3
+        return self.terms.life / 3
+
+    def must_check(self, slot: Slot, now: float) -> bool:
+        """True when it is time to look whether E2B still extends the sandbox as asked."""
+        return now - slot.running_since > UNCHECKED_RUN and self.terms.longest == math.inf
+
+    def must_renew(self, slot: Slot, now: float) -> bool:
+        """True when the continuous run of a sandbox is about to reach what E2B allows."""
+        left = slot.running_since + self.terms.longest - now
+        return slot.runs(now) and left < self.terms.margin
+
+    def is_too_old(self, age: float) -> bool:
+        return 0 < self._settings.max_age < age
 
     # The limits
 

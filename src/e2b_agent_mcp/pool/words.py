@@ -22,6 +22,10 @@ EXPLAIN_REPLACED = (
     "The session's earlier sandbox had ended and another server replaced it: "
     "earlier variables, files and installed packages of the session are gone."
 )
+EXPLAIN_AGED = (
+    "The session's earlier sandbox was older than sandboxes.max_age allows, and was ended. "
+    "This is a new one: variables, files and installed packages of the session are gone."
+)
 EXPLAIN_RESTARTED = (
     "Code of an earlier call did not stop, so the interpreter was restarted: "
     "variables of the session are gone, files are kept."
