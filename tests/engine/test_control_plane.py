@@ -12,12 +12,15 @@ import httpx
 import pytest
 from e2b import (
     AuthenticationException,
+    GuestUnresponsiveException,
     NotFoundException,
     SandboxException,
     SandboxLifecycle,
     SandboxNotFoundException,
     SandboxQuery,
     SandboxState,
+    ServiceBusyException,
+    TimeoutException,
 )
 
 if TYPE_CHECKING:
@@ -104,6 +107,26 @@ async def test_a_pause_without_memory_keeps_only_files(e2b: E2B, sandbox: AsyncS
     resumed = await e2b.AsyncSandbox.connect(sandbox.sandbox_id, timeout=60)
     assert await resumed.files.read("kept.txt") == "kept"
     assert process.pid not in [found.pid for found in await resumed.commands.list()]
+
+
+async def test_a_sandbox_that_does_not_answer_is_rebooted_or_not_paused(
+    e2b: E2B, sandbox: AsyncSandbox
+) -> None:
+    await sandbox.files.write("kept.txt", "kept")
+    with pytest.raises(TimeoutException):  # the guest is the command's parent, and stops
+        await sandbox.commands.run("kill -STOP $PPID", timeout=1, request_timeout=1)
+    with pytest.raises(ServiceBusyException, match="not paused"):
+        await sandbox.pause(strict=True)
+    with pytest.raises(ServiceBusyException, match="not paused"):
+        await sandbox.pause(mode="filesystem")
+    assert (await sandbox.get_info()).state is SandboxState.RUNNING
+    assert await sandbox.pause() is True
+    assert (await sandbox.get_info()).envd_unresponsive_at_pause is True
+    with pytest.raises(GuestUnresponsiveException):
+        await sandbox.connect()
+    await sandbox.connect(on_resume="reboot")
+    assert await sandbox.files.read("kept.txt") == "kept"
+    assert (await sandbox.get_info()).envd_unresponsive_at_pause is None
 
 
 async def test_a_reboot_starts_processes_anew(e2b: E2B, sandbox: AsyncSandbox) -> None:
