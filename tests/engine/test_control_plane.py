@@ -8,6 +8,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import anyio
 import httpx
 import pytest
 from e2b import (
@@ -173,10 +174,16 @@ async def test_a_client_that_leaves_during_a_create_makes_no_second_sandbox(
     key, mark = str(uuid.uuid4()), {"left": str(uuid.uuid4())}
     # The body that the SDK sends for the create below.
     body = {"templateID": "code-interpreter-v1", "timeout": 60, "metadata": mark, "envVars": {}}
-    headers = {"X-API-KEY": engine.api_key, "Idempotency-Key": key}
-    async with httpx.AsyncClient(base_url=engine.api_url, headers=headers) as leaving:
-        with pytest.raises(httpx.ReadTimeout):
-            await leaving.post("/v2/sandboxes", json=body, timeout=httpx.Timeout(60, read=0.001))
+    url, content = httpx.URL(engine.api_url), json.dumps(body)
+    head = [
+        "POST /v2/sandboxes HTTP/1.1",
+        f"Host: {url.host}",
+        f"X-API-KEY: {engine.api_key}",
+        f"Idempotency-Key: {key}",
+        f"Content-Length: {len(content)}",
+    ]
+    async with await anyio.connect_tcp(url.host, url.port or 80) as leaving:
+        await leaving.send("\r\n".join([*head, "", content]).encode())
     sandbox = await e2b.AsyncSandbox.create(timeout=60, metadata=mark, idempotency_key=key)
     try:
         found = await listed(e2b, query=SandboxQuery(metadata=mark))
