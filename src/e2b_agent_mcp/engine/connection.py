@@ -23,7 +23,7 @@ ENVD_PORT: Final = 49983
 INTERPRETER_PORT: Final = 49999
 MAX_HEAD = 64 * 1024  # bytes
 MAX_ANSWER = 1024 * 1024  # bytes; of an answer read whole
-CHUNK = 64 * 1024  # bytes
+CHUNK = 256 * 1024  # bytes
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -60,6 +60,16 @@ class GuestConnection:
                 return event
             if not isinstance(event, h11.InformationalResponse):
                 raise GuestGone
+
+    def arrived(self) -> h11.Data | h11.EndOfMessage | None:
+        """The next part of a body, if that is there without waiting."""
+        if self._h11.their_state is not h11.SEND_BODY:
+            return None
+        try:
+            event = self._h11.next_event()
+        except h11.RemoteProtocolError as exc:
+            raise GuestGone from exc
+        return event if isinstance(event, h11.Data | h11.EndOfMessage) else None
 
     async def _read(self) -> bytes:
         try:

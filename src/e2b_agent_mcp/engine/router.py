@@ -273,12 +273,21 @@ class _Passage:
             if isinstance(event, h11.Response):
                 self.answering = True
                 await self._send(_answer_head(event))
-            elif isinstance(event, h11.Data):
-                body = bytes(event.data)
-                await self._send({"type": "http.response.body", "body": body, "more_body": True})
             else:
-                await self._send({"type": "http.response.body"})
-                self.finished = True
+                body, ended = _gather(guest, event)
+                message = {"type": "http.response.body", "body": body, "more_body": not ended}
+                await self._send(message)
+                self.finished = ended
+
+
+def _gather(guest: GuestConnection, first: h11.Data | h11.EndOfMessage) -> tuple[bytes, bool]:
+    """What has arrived of a body, and whether that is its end: small parts travel together."""
+    parts: list[bytes] = []
+    event: h11.Data | h11.EndOfMessage | None = first
+    while isinstance(event, h11.Data):
+        parts.append(event.data)
+        event = guest.arrived()
+    return b"".join(parts), event is not None
 
 
 def not_found(sandbox_id: str, reason: str = "") -> JSONResponse:

@@ -27,7 +27,7 @@ from .filesystem import filesystem_errors, make_directories, read_metadata, writ
 from .paths import printable, resolve
 from .rpc import HTTP_STATUS, RpcError, require_user
 
-CHUNK = 256 * 1024  # bytes
+CHUNK = 1024 * 1024  # bytes; each costs a walk to a thread and back
 GZIP = zlib.MAX_WBITS | 16  # zlib's number for the gzip format
 GZIP_LEVEL = 1  # the other end is near: compressing must not cost more than sending
 METADATA_HEADER = "x-metadata-"
@@ -147,10 +147,13 @@ def _written(path: str) -> dict[str, object]:
 async def _store(pieces: AsyncIterator[Piece], home: Path) -> list[str]:
     """Writes what comes; returns the paths in their order."""
     paths: list[str] = []
+    waiting: list[bytes] = []
     with ExitStack() as opened:
         file: BinaryIO | None = None
         async for piece in pieces:
             if isinstance(piece, FileStart):
+                if file:
+                    await _write(waiting, file)
                 opened.close()
                 path = resolve(piece.name, home)
                 if path in paths:
@@ -158,10 +161,20 @@ async def _store(pieces: AsyncIterator[Piece], home: Path) -> list[str]:
                 file = opened.enter_context(await run_sync(_open_to_write, path))
                 paths.append(path)
             elif file:
-                await run_sync(file.write, piece)
+                waiting.append(piece)
+                if sum(map(len, waiting)) >= CHUNK:
+                    await _write(waiting, file)
+        if file:
+            await _write(waiting, file)
     if not paths:
         raise RpcError("invalid_argument", "the upload has no file")
     return paths
+
+
+async def _write(pieces: list[bytes], file: BinaryIO) -> None:
+    content = b"".join(pieces)
+    pieces.clear()
+    await run_sync(file.write, content)
 
 
 def _open_to_write(path: str) -> BinaryIO:

@@ -37,7 +37,7 @@ from .rpc import RpcError
 if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectSendStream
 
-CHUNK = 32 * 1024  # bytes
+CHUNK = 256 * 1024  # bytes
 BACKLOG = 16  # chunks that a subscriber may lag behind
 DRAIN_GRACE = 0.2  # seconds
 LATE_CONNECT = 30.0  # seconds
@@ -325,6 +325,8 @@ def _pipe_from_child(ours: ExitStack, theirs: ExitStack) -> tuple[int, int]:
     ours.callback(os.close, reader)
     theirs.callback(os.close, writer)
     os.set_blocking(reader, False)
+    with suppress(OSError):  # a user may have so much of all pipes together
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, CHUNK)
     return reader, writer
 
 

@@ -53,7 +53,7 @@ FRAME_HEAD = 5  # bytes
 
 Value = TypeVar("Value")
 Reply = Mapping[str, object]
-Emit = Callable[[Reply], Awaitable[None]]
+Emit = Callable[[Reply | bytes], Awaitable[None]]  # bytes: JSON already
 
 
 class RpcError(Exception):
@@ -223,9 +223,10 @@ def deadline(timeout: float | None) -> Iterator[None]:
         raise RpcError("deadline_exceeded", f"the deadline of {timeout:g} s passed")
 
 
-def frame(flags: int, message: Reply) -> bytes:
-    body = json.dumps(message, separators=(",", ":")).encode()
-    return bytes([flags]) + len(body).to_bytes(4) + body
+def frame(flags: int, message: Reply | bytes) -> bytes:
+    if not isinstance(message, bytes):
+        message = json.dumps(message, separators=(",", ":")).encode()
+    return b"".join((bytes([flags]), len(message).to_bytes(4), message))
 
 
 async def read_frames(chunks: AsyncIterable[bytes]) -> AsyncIterator[Fields]:
@@ -258,7 +259,7 @@ def _stream_response(reply: Callable[[Emit], Awaitable[None]]) -> ASGIApp:
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
-        async def emit(message: Reply) -> None:
+        async def emit(message: Reply | bytes) -> None:
             await write(frame(0, message), more=True)
 
         async def write(body: bytes, *, more: bool) -> None:

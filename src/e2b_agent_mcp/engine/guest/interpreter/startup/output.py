@@ -3,6 +3,7 @@
 A thread that prints faster than its output is read sleeps in `write`; an interrupt wakes it.
 """
 
+import os
 from typing import Any
 
 from ipykernel.iostream import OutStream
@@ -18,9 +19,30 @@ class BoundedStream(OutStream):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._unflushed = 0
+        self._last: tuple[Any, Any, Any] | None = None  # where the last write went, and whose
         super().__init__(*args, **kwargs)
+        os.register_at_fork(after_in_child=self._forget_last)
 
     def write(self, string: str) -> int:
+        # A cell may print a million times. What the last write found out is mostly still so.
+        last = self._last
+        if (
+            last is not None
+            and type(string) is str
+            and string.isascii()
+            and self._unflushed + len(string) <= CHUNK
+        ):
+            parent, buffers, buffer = last
+            with self._buffer_lock:
+                # A flush takes `_buffers` away, and before it `_flush_pending`.
+                if (
+                    self._flush_pending
+                    and buffers is self._buffers
+                    and parent is self.parent_header
+                ):
+                    buffer.write(string)
+                    self._unflushed += len(string)
+                    return len(string)
         if not isinstance(string, str):
             raise TypeError(f"write() argument must be str, not {type(string)}")
         for start in range(0, len(string), CHUNK):
@@ -33,6 +55,17 @@ class BoundedStream(OutStream):
         super().write(chunk)
         # Two threads may lose an addition here: the bound is then a little late.
         self._unflushed += len(chunk)
+        if self.echo is None and self._is_master_process():
+            self._remember_last()
+
+    def _remember_last(self) -> None:
+        parent = self.parent_header
+        with self._buffer_lock:
+            buffers = self._buffers
+            self._last = parent, buffers, buffers[frozenset(parent.items())]
+
+    def _forget_last(self) -> None:
+        self._last = None
 
     def _flush(self) -> None:
         self._unflushed = 0
