@@ -1,5 +1,6 @@
 """The manager over a real engine, with E2B's own SDK and real interpreters."""
 
+import json
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import anyio
 import pytest
+from e2b import SandboxQuery
 from e2b_code_interpreter import E2B
 
 import e2b_agent_mcp
@@ -37,7 +39,8 @@ from e2b_agent_mcp.lifecycle import (
     stopping,
 )
 from e2b_agent_mcp.lifecycle import lease as lease_module
-from e2b_agent_mcp.pool import SessionKey
+from e2b_agent_mcp.lifecycle.claims import NOTE
+from e2b_agent_mcp.pool import SessionKey, owned_by
 from e2b_agent_mcp.settings import (
     E2BSettings,
     EngineSettings,
@@ -642,6 +645,136 @@ async def test_a_sandbox_beyond_its_age_is_replaced_between_two_calls(
             assert "max_age" in second.lost
         listed = await manager.list_sessions(key.owner)
         assert [s.sandbox_id for s in listed] == [second.sandbox_id]
+
+
+# Warm sandboxes
+
+
+async def warm_ones(e2b: E2B, owner: str, count: int) -> set[str]:
+    """Their ids, once there are so many."""
+    query = SandboxQuery(metadata={**owned_by(owner), "warm": "1"})
+    with anyio.fail_after(60):
+        while True:
+            listed = await e2b.AsyncSandbox.list(query=query).next_items()
+            if len(listed) == count:
+                return {item.sandbox_id for item in listed}
+
+
+async def test_a_new_session_gets_a_warm_sandbox_and_keeps_it_across_servers(
+    engine: EngineAddress, key: SessionKey, e2b: E2B
+) -> None:
+    new = SessionKey(key.owner, "new")
+    async with SandboxManager(limited(warm=1), connect=Connector(engine)) as manager:
+        async with manager.lease(key):
+            pass
+        (warm,) = await warm_ones(e2b, key.owner, 1)
+        assert [s.name for s in await manager.list_sessions(key.owner)] == ["analysis"]
+        async with manager.lease(new) as lease:
+            assert (lease.state, lease.lost, lease.sandbox_id) == ("created", "", warm)
+            await text(lease, "x = 42")
+            assert await lease.changed_files() == []
+        await warm_ones(e2b, key.owner, 2)  # another took its place
+    async with SandboxManager(limited(), connect=Connector(engine)) as other:
+        assert {s.name for s in await other.list_sessions(key.owner)} == {"analysis", "new"}
+        async with other.lease(new) as lease:
+            assert (lease.state, lease.sandbox_id) == ("reused", warm)
+            assert await text(lease, "x") == "42"
+        assert await other.end_session(new)
+        for left in await warm_ones(e2b, key.owner, 1):
+            await e2b.AsyncSandbox.kill(left)
+
+
+async def test_a_claimed_sandbox_that_paused_is_found_by_another_server(
+    engine: EngineAddress, key: SessionKey, e2b: E2B
+) -> None:
+    new = SessionKey(key.owner, "new")
+    async with SandboxManager(limited(warm=1), connect=Connector(engine)) as manager:
+        async with manager.lease(key):
+            pass
+        await warm_ones(e2b, key.owner, 1)
+        async with manager.lease(new) as claimed:
+            await text(claimed, "x = 42")
+        left = await warm_ones(e2b, key.owner, 2)
+    for sandbox_id in left:
+        await e2b.AsyncSandbox.pause(sandbox_id)
+    async with SandboxManager(limited(), connect=Connector(engine)) as other:
+        async with other.lease(new) as lease:
+            assert lease.sandbox_id == claimed.sandbox_id
+            assert await text(lease, "x") == "42"
+        (orphan,) = left - {lease.sandbox_id}
+        # Read, it is unclaimed and was resumed for that; pausing again, it is nobody's.
+        await e2b.AsyncSandbox.pause(orphan)
+        pruned = await other.prune(key.owner)
+        assert [item.sandbox_id for item in pruned] == [orphan]
+
+
+async def test_code_cannot_forge_or_carry_off_a_claim(
+    engine: EngineAddress, key: SessionKey, e2b: E2B
+) -> None:
+    """A sandbox that copies its note elsewhere, or writes one for another session, gets nothing."""
+    async with SandboxManager(limited(warm=2), connect=Connector(engine)) as manager:
+        async with manager.lease(key):
+            pass
+        await warm_ones(e2b, key.owner, 2)
+        async with manager.lease(SessionKey(key.owner, "attacker")) as attacker:
+            note = json.loads(await attacker.read_file(NOTE))
+            forged = {**note, "session": "victim"}
+            await attacker.write_file(NOTE, json.dumps(forged).encode())
+        async with manager.lease(SessionKey(key.owner, "accomplice")) as accomplice:
+            await accomplice.write_file(NOTE, json.dumps(note).encode())
+    async with SandboxManager(limited(), connect=Connector(engine)) as other:
+        names = {s.name for s in await other.list_sessions(key.owner)}
+        assert names == {"analysis"}
+        async with other.lease(SessionKey(key.owner, "victim")) as victim:
+            assert victim.sandbox_id not in {attacker.sandbox_id, accomplice.sandbox_id}
+    query = SandboxQuery(metadata={**owned_by(key.owner), "warm": "1"})
+    for item in await e2b.AsyncSandbox.list(query=query).next_items():
+        await e2b.AsyncSandbox.kill(item.sandbox_id)
+
+
+async def test_two_servers_that_claim_at_once_end_with_one_sandbox(
+    engine: EngineAddress, key: SessionKey, e2b: E2B
+) -> None:
+    new = SessionKey(key.owner, "new")
+    used: list[str] = []
+
+    async def use(manager: SandboxManager) -> None:
+        async with manager.lease(new) as lease:
+            await text(lease, "1")
+            used.append(lease.sandbox_id)
+
+    async with (
+        SandboxManager(limited(warm=1), connect=Connector(engine)) as one,
+        SandboxManager(limited(warm=1), connect=Connector(engine)) as two,
+    ):
+        for manager in (one, two):
+            async with manager.lease(key):
+                pass
+        await warm_ones(e2b, key.owner, 2)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(use, one)
+            tasks.start_soon(use, two)
+        assert len(used) == 2
+        assert len(set(used)) == 1
+        listed = [s for s in await one.list_sessions(key.owner) if s.name == "new"]
+        assert [s.sandbox_id for s in listed] == used[:1]
+    query = SandboxQuery(metadata={**owned_by(key.owner), "warm": "1"})
+    for item in await e2b.AsyncSandbox.list(query=query).next_items():
+        await e2b.AsyncSandbox.kill(item.sandbox_id)
+
+
+async def test_a_warm_sandbox_makes_room_before_any_session_is_paused(
+    engine: EngineAddress, key: SessionKey, e2b: E2B
+) -> None:
+    secret = SessionKey(key.owner, f"s-{uuid.uuid4().hex}")  # never given a warm one
+    async with SandboxManager(limited(max=2, warm=1), connect=Connector(engine)) as manager:
+        async with manager.lease(key):
+            pass
+        (warm,) = await warm_ones(e2b, key.owner, 1)
+        async with manager.lease(secret) as lease:
+            assert lease.sandbox_id != warm
+        assert [s.state for s in await manager.list_sessions(key.owner)] == ["running"] * 2
+        assert await warm_ones(e2b, key.owner, 0) == set()
 
 
 # Clean-up

@@ -89,6 +89,9 @@ class SandboxSettings:
     at_limit: Literal["pause", "refuse"] = option(
         "pause", "one more than that: pause the session longest unused, or refuse"
     )
+    warm: int = option(
+        0, "sandboxes kept ready for each owner's next sessions; they are billed too"
+    )
     create_timeout: float = option(120.0, "longest wait for a new sandbox, in seconds")
     request_timeout: float = option(30.0, "longest wait for one request to E2B, in seconds")
 

@@ -98,6 +98,11 @@ class Control:
             await self._reconnect(self._sandboxes, on_progress)
 
     @property
+    def secret(self) -> bytes:
+        """Known to whoever shares the account, and to no sandbox."""
+        return self._params.api_key.reveal().encode() if self._params is not None else b""
+
+    @property
     def is_billed(self) -> bool:
         """Whether E2B's prices apply there."""
         return self._params is not None and self._params.billed

@@ -31,6 +31,7 @@ from e2b_agent_mcp.connection import Connect, Progress, e2b_params, ledger_dir
 from e2b_agent_mcp.costs import Spending, Spent, Verdict
 from e2b_agent_mcp.errors import E2BAgentError, SandboxLostError, SandboxUnavailableError
 from e2b_agent_mcp.lifecycle.accounts import Accounts
+from e2b_agent_mcp.lifecycle.claims import Claims
 from e2b_agent_mcp.lifecycle.control import Control
 from e2b_agent_mcp.lifecycle.lease import Lease
 from e2b_agent_mcp.lifecycle.places import Places
@@ -40,6 +41,7 @@ from e2b_agent_mcp.lifecycle.sweeping import Sweeper
 from e2b_agent_mcp.lifecycle.telemetry import Telemetry
 from e2b_agent_mcp.lifecycle.transitions import Transitions
 from e2b_agent_mcp.lifecycle.usage import Usage
+from e2b_agent_mcp.lifecycle.warm import WarmPool
 from e2b_agent_mcp.pool import (
     EXPLAIN_AGED,
     EXPLAIN_REPLACED,
@@ -55,7 +57,6 @@ from e2b_agent_mcp.pool import (
     check_key,
     choose,
     expired,
-    of_session,
     owned_by,
 )
 from e2b_agent_mcp.settings import Settings
@@ -115,9 +116,21 @@ class SandboxManager:
         self._maker = Maker(uuid.uuid4().hex, settings.local_owner)
         self._pool = Pool(settings.sandboxes, terms)
         self._sessions: dict[SessionKey, Session] = {}
-        self._places = Places(settings.sandboxes, self._pool, self._control, self._sessions, clock)
+        self._claims = Claims(self._control)
+        self._warm = WarmPool(
+            settings.sandboxes.warm,
+            self._control,
+            self._claims,
+            self._pool,
+            self._maker,
+            clock,
+            self._may_spend,
+        )
+        self._places = Places(
+            settings.sandboxes, self._pool, self._control, self._sessions, clock, self._warm
+        )
         self._creations: dict[SessionKey, _Creation] = {}
-        self._sweeper = Sweeper(settings, self._control, self._sessions)
+        self._sweeper = Sweeper(settings, self._control, self._claims, self._sessions)
         self._stack = AsyncExitStack()
         self._tasks: TaskGroup | None = None
 
@@ -179,6 +192,8 @@ class SandboxManager:
                 "leased", lease.sandbox_id, key=key, outcome=lease.state, took=leased - asked
             )
             self._sweeper.look_after(key.owner)
+            if not verdict.refusal:
+                self._warm.look_after(key.owner, self._running)
             beating = anyio.CancelScope()
             if not verdict.refusal:
                 self._running.start_soon(self._keep_alive, session, lease, beating)
@@ -211,7 +226,7 @@ class SandboxManager:
         One request to E2B. Without an `owner`, those that are given by their name alone.
         """
         owner = owner or self._settings.local_owner
-        found = await self._control.find(owned_by(owner))
+        found = await self._find_all(owner)
         spent = (await self._accounts.spending(owner)).sessions
         return [
             replace(_session_info(item), spent=spent.get(item.session, Spent()))
@@ -254,7 +269,7 @@ class SandboxManager:
         await self._control.connect()
         if (creation := self._creations.get(key)) is not None:
             await creation.done.wait()
-        found = {item.sandbox_id for item in await self._control.find(of_session(key))}
+        found = {item.sandbox_id for item in await self._find_session(key)}
         sandboxes = set(found)
         if (session := self._sessions.get(key)) is not None:
             sandboxes.add(session.slot.sandbox_id)
@@ -311,7 +326,7 @@ class SandboxManager:
 
     async def _open_to_read(self, session: Session, verdict: Verdict) -> Lease:
         """A lease that costs nothing: of a sandbox that runs anyway, which it does not extend."""
-        found = choose(await self._control.find(of_session(session.key)))
+        found = choose(await self._find_session(session.key))
         if found is None or found.paused:
             verdict.check()
         assert found is not None
@@ -332,7 +347,9 @@ class SandboxManager:
 
     async def _acquire(self, session: Session, on_progress: Progress | None) -> Lease:
         state = await self._reuse(session, on_progress) or await self._find(session, on_progress)
-        if state is None:
+        if state is None and await self._claim(session) == "gave way":
+            state = await self._find(session, on_progress)
+        if state is None and not session.slot.created:
             await self._places.start(
                 session.key, partial(self._create, session, on_progress), on_progress
             )
@@ -390,7 +407,7 @@ class SandboxManager:
     async def _find(self, session: Session, on_progress: Progress | None) -> SandboxState | None:
         """The sandbox that another process, or this one before it was restarted, made."""
         owner, asked_at = session.key.owner, self._clock()
-        listed = await self._control.find(owned_by(owner))
+        listed = await self._find_all(owner)
         self._pool.observe(
             owner, listed, asked_at=asked_at, now=self._clock(), today=datetime.now(UTC)
         )
@@ -404,6 +421,41 @@ class SandboxManager:
         if session.slot.lost:
             session.slot.lost = EXPLAIN_REPLACED
         return await self._take(session, found, on_progress)
+
+    async def _find_all(self, owner: str) -> list[Candidate]:
+        """All sandboxes of an owner that are some session's."""
+        return (await self._claims.resolve(await self._control.find(owned_by(owner)))).claimed
+
+    async def _find_session(self, key: SessionKey) -> list[Candidate]:
+        # Its warm ones do not carry its name, so they are found among all.
+        return [item for item in await self._find_all(key.owner) if item.key == key]
+
+    async def _claim(self, session: Session) -> Literal["none", "claimed", "gave way"]:
+        """Makes a warm sandbox the session's, if one is ready."""
+        key, slot = session.key, session.slot
+        handle = self._warm.take(key)
+        if handle is None:
+            return "none"
+        generation = slot.generation + 1
+        try:
+            await self._claims.write(handle, key, generation)
+            rivals = await self._find_session(key)
+            if any(item.sandbox_id != handle.sandbox_id for item in rivals):
+                await self._control.kill(handle.sandbox_id)
+                return "gave way"
+        except E2BAgentError as exc:
+            # Unused, it ends by itself.
+            logger.info("not claimed sandbox=%s: %s", handle.sandbox_id, exc.message)
+            return "none"
+        finally:
+            slot.starting = False
+        self._hold(session, handle, generation)
+        slot.created = True
+        self._transitions.tell("adopted", handle.sandbox_id, key=key)
+        return "claimed"
+
+    async def _may_spend(self, owner: str) -> bool:
+        return not (await self._accounts.verdict(owner)).refusal
 
     async def _take(
         self, session: Session, found: Candidate, on_progress: Progress | None
@@ -510,7 +562,7 @@ class SandboxManager:
         )
         self._hold(session, handle, generation)
         session.slot.created = True
-        winner = choose(await self._control.find(of_session(session.key)))
+        winner = choose(await self._find_session(session.key))
         if winner is None or winner.sandbox_id == handle.sandbox_id:
             return
         if await self._open_handle(session, winner):

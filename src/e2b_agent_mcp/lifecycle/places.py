@@ -17,6 +17,7 @@ from e2b_agent_mcp.connection import Progress
 from e2b_agent_mcp.errors import E2BAgentError, SandboxLimitError
 from e2b_agent_mcp.lifecycle.control import Control
 from e2b_agent_mcp.lifecycle.session import Session
+from e2b_agent_mcp.lifecycle.warm import WarmPool
 from e2b_agent_mcp.pool import Pool, SessionKey, Shortage
 from e2b_agent_mcp.settings import SandboxSettings
 
@@ -37,12 +38,14 @@ class Places:
         control: Control,
         sessions: Mapping[SessionKey, Session],
         clock: Callable[[], float],
+        warm: WarmPool,
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._control = control
         self._sessions = sessions
         self._clock = clock
+        self._warm = warm
         self._changed = anyio.Event()
         # Each keeps the order of those who wait for the same limit.
         self._owner_doors: dict[str, anyio.Lock] = {}
@@ -100,6 +103,8 @@ class Places:
     async def _make_room(
         self, key: SessionKey, shortage: Shortage, on_progress: Progress | None
     ) -> None:
+        if await self._warm.give_up(key.owner if shortage == "owner" else None):
+            return
         if self._settings.at_limit == "refuse":
             raise self._pool.refusal(shortage)
         busy = {other for other, session in self._sessions.items() if session.turn.locked()}

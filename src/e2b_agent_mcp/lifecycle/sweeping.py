@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 
 import anyio
 
+from e2b_agent_mcp.lifecycle.claims import Claims
 from e2b_agent_mcp.lifecycle.control import Control
 from e2b_agent_mcp.lifecycle.session import Session
-from e2b_agent_mcp.pool import Candidate, SessionKey, made_by, owned_by, superfluous
+from e2b_agent_mcp.pool import Candidate, SessionKey, is_stale, made_by, owned_by, superfluous
 from e2b_agent_mcp.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -26,9 +27,14 @@ class Sweeper:
     """Looks after what this process's owners and this user's servers left paused."""
 
     def __init__(
-        self, settings: Settings, control: Control, sessions: Mapping[SessionKey, Session]
+        self,
+        settings: Settings,
+        control: Control,
+        claims: Claims,
+        sessions: Mapping[SessionKey, Session],
     ) -> None:
         self._settings = settings
+        self._claims = claims
         self._control = control
         self._sessions = sessions
         self._owners: set[str] = set()
@@ -55,15 +61,17 @@ class Sweeper:
 
     async def prune(self, owner: str | None, *, dry_run: bool = False) -> list[Candidate]:
         metadata = made_by(self._settings.local_owner) if owner is None else owned_by(owner)
-        found = await self._control.find(metadata)
+        listed = await self._claims.resolve(await self._control.find(metadata))
+        settings, today = self._settings.sandboxes, datetime.now(UTC)
+        unwanted = superfluous(
+            listed.claimed, today, retention=settings.retention, max_age=settings.max_age
+        )
+        # The maker of a warm one no longer extends it, or it would not have paused.
+        unused = [item for item in listed.unclaimed if item.paused]
+        unknown = [item for item in listed.unknown if is_stale(item, today, settings.retention)]
         ended = [
             item
-            for item in superfluous(
-                found,
-                datetime.now(UTC),
-                retention=self._settings.sandboxes.retention,
-                max_age=self._settings.sandboxes.max_age,
-            )
+            for item in (*unwanted, *unused, *unknown)
             if await self._end(item, dry_run=dry_run)
         ]
         if ended and not dry_run:

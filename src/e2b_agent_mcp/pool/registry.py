@@ -4,6 +4,7 @@ The rule: E2B is the registry. What ties a sandbox to a session is the metadata 
 so any process with the same E2B finds it again.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +18,7 @@ LONGEST_NAME = 200  # characters of a session's name
 DUPLICATE_GRACE = 600.0  # seconds; creators that race have agreed long before
 
 _TAG = "e2b_agent_mcp"
+_SECRET_NAME = re.compile(r"s-[0-9a-f]{32}")  # 128 bits
 
 
 class SessionKey(NamedTuple):
@@ -33,6 +35,11 @@ def check_key(key: SessionKey) -> None:
             f"A session's name has 1 to {LONGEST_NAME} printable characters.",
             hint="Choose a short name such as 'analysis'.",
         )
+
+
+def is_secret(name: str) -> bool:
+    """Whether a server made the name for an anonymous caller: it is what gives access."""
+    return _SECRET_NAME.fullmatch(name) is not None
 
 
 def owned_by(owner: str) -> dict[str, str]:
@@ -60,8 +67,9 @@ class Maker:
 def new_metadata(
     key: SessionKey, *, maker: Maker, generation: int, today: datetime
 ) -> dict[str, str]:
+    """Without a name, of a warm sandbox, whose session is not known yet."""
     return {
-        **of_session(key),
+        **(of_session(key) if key.name else {**owned_by(key.owner), "warm": "1"}),
         "server": maker.server,
         "instance": maker.instance,
         "generation": str(generation),
@@ -103,6 +111,11 @@ class Candidate:
         return self.metadata.get("session", "")
 
     @property
+    def is_warm(self) -> bool:
+        """Made before anybody asked for it; its session is not in its metadata."""
+        return "warm" in self.metadata
+
+    @property
     def generation(self) -> int:
         text = self.metadata.get("generation", "")
         return int(text) if text.isdecimal() else 0
@@ -136,6 +149,11 @@ def by_session(candidates: Iterable[Candidate]) -> Iterator[Candidate]:
             yield chosen
 
 
+def is_stale(item: Candidate, today: datetime, after: float) -> bool:
+    """Whether it has been paused for longer than `after`."""
+    return item.paused and (today - item.end_at).total_seconds() > after
+
+
 def superfluous(
     candidates: Iterable[Candidate], today: datetime, *, retention: float, max_age: float = 0
 ) -> list[Candidate]:
@@ -152,10 +170,6 @@ def superfluous(
     return [
         item
         for item in found
-        if item.paused
-        and (
-            (today - item.end_at).total_seconds()
-            > (retention if item.sandbox_id in chosen else DUPLICATE_GRACE)
-            or 0 < max_age < item.age(today)
-        )
+        if is_stale(item, today, retention if item.sandbox_id in chosen else DUPLICATE_GRACE)
+        or (item.paused and 0 < max_age < item.age(today))
     ]

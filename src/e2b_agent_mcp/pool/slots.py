@@ -8,6 +8,7 @@ later, as other programs of the account may have made room.
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -93,6 +94,7 @@ class Pool:
         self._elsewhere: dict[SessionKey, float] = {}
         self._full_at = 0  # how many of ours ran when the account was full
         self._full_until = -math.inf
+        self.warm: Counter[str] = Counter()  # per owner, sandboxes that no session has yet
 
     def slot(self, key: SessionKey) -> Slot:
         return self._slots.setdefault(key, Slot())
@@ -153,12 +155,13 @@ class Pool:
     def shortage(self, key: SessionKey, now: float) -> Shortage | None:
         """Which limit stands in the way of one more running sandbox, if any does."""
         others = self._running(now) - {key}
-        limit, per_owner = self._settings.max, self._settings.max_per_owner
-        if per_owner and sum(other.owner == key.owner for other in others) >= per_owner:
+        owners = sum(other.owner == key.owner for other in others) + self.warm[key.owner]
+        total = len(others) + self.warm.total()
+        if 0 < self._settings.max_per_owner <= owners:
             return "owner"
-        if len(others) >= limit:
+        if total >= self._settings.max:
             return "total"
-        if now < self._full_until and len(others) >= self._full_at:
+        if now < self._full_until and total >= self._full_at:
             return "account"
         return None
 
@@ -171,7 +174,7 @@ class Pool:
 
     def learn_full(self, key: SessionKey, now: float) -> None:
         """E2B refused to run one more for `key`."""
-        self._full_at = len(self._running(now) - {key})
+        self._full_at = len(self._running(now) - {key}) + self.warm.total()
         self._full_until = now + FULL_FOR
 
     def learn_room(self) -> None:

@@ -24,13 +24,12 @@ from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from e2b_agent_mcp.errors import InvalidArgumentError
-from e2b_agent_mcp.pool import SessionKey
+from e2b_agent_mcp.pool import SessionKey, is_secret
 from e2b_agent_mcp.settings import Settings
 
 ANONYMOUS = "anonymous"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-_MADE = re.compile(r"s-[0-9a-f]{32}")  # 128 bits
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Caller:
 
     def reminder(self, name: str) -> str:
         """What a model must be told that would otherwise get a new sandbox with each call."""
-        if self.default is not None or not _MADE.fullmatch(name):
+        if self.default is not None or not is_secret(name):
             return ""
         return f"Pass session={name!r} to go on in this sandbox; without it you get a new one."
 
@@ -66,7 +65,7 @@ class Caller:
         return self.owner == ANONYMOUS
 
     def may_see(self, name: str) -> bool:
-        return not self.is_anonymous or name == self.default or not _MADE.fullmatch(name)
+        return not self.is_anonymous or name == self.default or not is_secret(name)
 
 
 _caller: ContextVar[Caller] = ContextVar("caller")

@@ -1,0 +1,106 @@
+"""Which session a warm sandbox serves.
+
+A warm sandbox was made before anybody asked for one, so its metadata names its owner and no
+session, and metadata cannot be changed. The claim is a note in the sandbox itself, written before
+the session uses it and signed with the E2B key over the sandbox's id: whoever shares the account
+can read and trust it, code in a sandbox can neither make one nor carry it to another sandbox.
+
+Who claims: only the process that made the sandbox, which hands each of its own to one session.
+A crash before the note leaves a sandbox that nobody has used, a crash after it a session's sandbox
+like any other. Two servers that claim for one session at once both write, then look; whoever sees
+another sandbox of the session gives way, so never do both keep theirs. A note is read once per
+process: what it says never changes.
+"""
+
+import hashlib
+import hmac
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from e2b_agent_mcp.errors import NotFoundError, SandboxLostError
+from e2b_agent_mcp.lifecycle.control import Control, bounded
+from e2b_agent_mcp.pool import Candidate, SessionKey
+
+if TYPE_CHECKING:
+    from e2b_code_interpreter.code_interpreter_async import AsyncSandbox
+
+logger = logging.getLogger(__name__)
+
+NOTE = "/home/user/.e2b-agent-mcp-session"
+LONGEST_NOTE = 4096  # characters; the code in the sandbox may have written it
+NOTE_LIMIT = 10.0  # seconds to read or write one
+
+
+class Found(NamedTuple):
+    """Sandboxes as E2B lists them: with their sessions, and warm ones that no session has."""
+
+    claimed: list[Candidate]
+    unclaimed: list[Candidate]
+    unknown: list[Candidate]  # with a note that is not to be trusted: left alone
+
+
+class Claims:
+    """Writes, finds and remembers the notes."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self.ready: set[str] = set()  # warm ones of this process that wait for a session
+        self._known: dict[str, dict[str, str] | None] = {}  # None: a note that is not to be trusted
+
+    async def write(self, handle: "AsyncSandbox", key: SessionKey, generation: int) -> None:
+        note = {"session": key.name, "generation": str(generation)}
+        text = json.dumps({**note, "signature": self._sign(handle.sandbox_id, note)})
+        await bounded("claiming a sandbox", NOTE_LIMIT, lambda: handle.files.write(NOTE, text))
+        self._known[handle.sandbox_id] = note
+
+    async def resolve(self, listed: Iterable[Candidate]) -> Found:
+        """Asks only warm sandboxes that were not asked before; paused ones are resumed for it.
+
+        Raises when one cannot be asked: it may be the very one that a session looks for.
+        """
+        found = Found([], [], [])
+        for item in listed:
+            if not item.is_warm:
+                found.claimed.append(item)
+                continue
+            if item.sandbox_id in self.ready:
+                found.unclaimed.append(item)
+                continue
+            try:
+                note = await self._read(item)
+            except NotFoundError:
+                found.unclaimed.append(item)
+            except SandboxLostError:
+                logger.info("ended unasked sandbox=%s", item.sandbox_id)
+            else:
+                if note is None:
+                    found.unknown.append(item)
+                else:
+                    found.claimed.append(replace(item, metadata={**item.metadata, **note}))
+        return found
+
+    async def _read(self, item: Candidate) -> dict[str, str] | None:
+        if item.sandbox_id in self._known:
+            return self._known[item.sandbox_id]
+        handle = await self._control.open(item.sandbox_id, paused=item.paused, extend=item.paused)
+        text = await bounded("reading a claim", NOTE_LIMIT, lambda: handle.files.read(NOTE))
+        note = self._known[item.sandbox_id] = self._trusted(item.sandbox_id, text)
+        return note
+
+    def _trusted(self, sandbox_id: str, text: str) -> dict[str, str] | None:
+        try:
+            read = json.loads(text[:LONGEST_NOTE])
+            note = {name: str(read[name]) for name in ("session", "generation")}
+            signature = str(read["signature"]).encode()
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return (
+            note if hmac.compare_digest(signature, self._sign(sandbox_id, note).encode()) else None
+        )
+
+    def _sign(self, sandbox_id: str, note: dict[str, str]) -> str:
+        said = json.dumps(["claim", sandbox_id, note["session"], note["generation"]])
+        return hmac.new(self._control.secret, said.encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,145 @@
+"""Sandboxes made ahead, so that a new session of an owner finds one ready.
+
+Off unless `sandboxes.warm` is set: they cost what a used one costs. They are made in the background
+once an owner uses sandboxes, within the limits and budgets, kept while the owner goes on, and left
+to E2B's timeout when the owner stops or this process ends. A session that needs room comes first:
+for it a warm one is given up before any session is paused.
+
+What each belongs to while it waits is known to this process alone, so handing one out is a plain
+pop; `claims` makes it known to everybody else. A name that is itself a secret is never given a warm
+sandbox, as the claim would show it to the code there.
+"""
+
+import itertools
+import logging
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.abc import TaskGroup
+
+from e2b_agent_mcp.lifecycle.claims import Claims
+from e2b_agent_mcp.lifecycle.control import Control
+from e2b_agent_mcp.pool import Maker, Pool, SessionKey, is_secret
+
+if TYPE_CHECKING:
+    from e2b_code_interpreter.code_interpreter_async import AsyncSandbox
+
+logger = logging.getLogger(__name__)
+
+RETRY_PAUSE = 10.0  # seconds
+
+
+@dataclass(eq=False)
+class _Shelf:
+    """One owner's warm sandboxes; those extended longest ago first."""
+
+    ready: deque["AsyncSandbox"] = field(default_factory=deque)
+    used_at: float = 0.0
+    changed: anyio.Event = field(default_factory=anyio.Event)
+
+
+class WarmPool:
+    def __init__(
+        self,
+        count: int,
+        control: Control,
+        claims: Claims,
+        pool: Pool,
+        maker: Maker,
+        clock: Callable[[], float],
+        may_spend: Callable[[str], Awaitable[bool]],
+    ) -> None:
+        self._count = count
+        self._control = control
+        self._claims = claims
+        self._pool = pool
+        self._maker = maker
+        self._clock = clock
+        self._may_spend = may_spend
+        self._shelves: dict[str, _Shelf] = {}
+        self._numbers = itertools.count()
+
+    def look_after(self, owner: str, tasks: TaskGroup) -> None:
+        """The owner uses sandboxes; a task keeps some ready from the first time on."""
+        if not self._count:
+            return
+        if (shelf := self._shelves.get(owner)) is not None:
+            shelf.used_at = self._clock()
+            return
+        shelf = self._shelves[owner] = _Shelf(used_at=self._clock())
+        tasks.start_soon(self._keep, owner, shelf)
+
+    def take(self, key: SessionKey) -> "AsyncSandbox | None":
+        """A ready one for the session, whose slot takes over its place at once."""
+        shelf = self._shelves.get(key.owner)
+        if shelf is None or is_secret(key.name):
+            return None
+        while shelf.ready:
+            handle = shelf.ready.pop()
+            self._forget(key.owner, handle)
+            shelf.changed.set()
+            if self._control.serves(handle):
+                self._pool.slot(key).starting = True
+                return handle
+        return None
+
+    async def give_up(self, owner: str | None) -> bool:
+        """Ends one, of this owner if given, to make room; False when there is none."""
+        for name, shelf in self._shelves.items():
+            if shelf.ready and owner in (None, name):
+                handle = shelf.ready.popleft()
+                self._forget(name, handle)
+                await self._control.kill(handle.sandbox_id)
+                return True
+        return False
+
+    async def _keep(self, owner: str, shelf: _Shelf) -> None:
+        while True:
+            shelf.changed = anyio.Event()
+            try:
+                if self._clock() - shelf.used_at < self._pool.terms.life:
+                    await self._extend(owner, shelf)
+                    await self._fill(owner, shelf)
+                pause = self._pool.heartbeat
+            except Exception:
+                # No call depends on it, and the next one may succeed.
+                logger.warning("no warm sandbox for owner=%s", owner, exc_info=True)
+                pause = RETRY_PAUSE
+            with anyio.move_on_after(pause):
+                await shelf.changed.wait()
+
+    async def _extend(self, owner: str, shelf: _Shelf) -> None:
+        for handle in tuple(shelf.ready):
+            alive = await self._control.extend(handle.sandbox_id)
+            if not alive and handle in shelf.ready:
+                shelf.ready.remove(handle)
+                self._forget(owner, handle)
+
+    def _forget(self, owner: str, handle: "AsyncSandbox") -> None:
+        self._pool.warm[owner] -= 1
+        self._claims.ready.discard(handle.sandbox_id)
+
+    async def _fill(self, owner: str, shelf: _Shelf) -> None:
+        nobody = SessionKey(owner, "")
+        while len(shelf.ready) < self._count and self._pool.shortage(nobody, self._clock()) is None:
+            if not await self._may_spend(owner):
+                return
+            self._pool.warm[owner] += 1
+            try:
+                handle = await self._create(nobody)
+            except BaseException:
+                self._pool.warm[owner] -= 1
+                raise
+            self._claims.ready.add(handle.sandbox_id)
+            shelf.ready.append(handle)
+
+    async def _create(self, nobody: SessionKey) -> "AsyncSandbox":
+        number = next(self._numbers)
+        maker = replace(self._maker, instance=f"{self._maker.instance}-w{number}")
+        return await self._control.create(
+            nobody, maker=maker, generation=0, idempotency_key=uuid.uuid4().hex
+        )
