@@ -238,7 +238,19 @@ CREATE = "/v2/sandboxes"
         pytest.param("POST", CREATE, [], 400, "JSON object", id="not an object"),
         pytest.param("POST", CREATE, {"autoPauseMemory": False}, 400, "autoPause", id="memory"),
         pytest.param("POST", CREATE, {"templateID": "x"}, 404, "'x' not found", id="template"),
-        pytest.param("POST", CREATE, {"mcp": {"a": {}}}, 501, "mcp", id="mcp"),
+        pytest.param(
+            "POST",
+            CREATE,
+            {"mcp": {"a": {}}, "templateID": "mcp-gateway"},
+            501,
+            "mcp is not supported",
+            id="mcp",
+        ),
+        pytest.param("POST", CREATE, {"network": {"allowOut": ["!"]}}, 400, "allowOut", id="rule"),
+        pytest.param(
+            "POST", CREATE, {"network": {"maskRequestHost": "a\r\nb"}}, 400, "mask", id="mask"
+        ),
+        pytest.param("DELETE", "/templates/base", None, 404, "not found", id="no snapshot"),
         pytest.param(
             "POST", CREATE, {"volumeMounts": [{"name": "v"}]}, 501, "volumeMounts", id="volumes"
         ),

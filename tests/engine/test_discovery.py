@@ -124,6 +124,22 @@ async def test_a_signal_ends_everything_within_two_seconds(
     assert list(options.homes_dir.iterdir()) == list(options.engine_dir.iterdir()) == []
 
 
+async def test_a_package_index_that_hangs_keeps_no_engine(
+    options: EngineOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
+        address = await ensure_ready(options)
+        silent.settimeout(20)
+        asked, _ = silent.accept()
+        with asked:
+            process = os.pidfd_open(address.pid)
+            os.kill(address.pid, signal.SIGTERM)
+            with anyio.fail_after(5):  # sooner than the question is given up
+                await anyio.wait_readable(process)
+            os.close(process)
+
+
 async def test_an_idle_engine_ends_by_itself(options: EngineOptions) -> None:
     address = await ensure_ready(replace(options, idle_exit=0.5))
     process = os.pidfd_open(address.pid)

@@ -18,6 +18,7 @@ import os
 import socket
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import TYPE_CHECKING, Self
 
 import anyio
@@ -132,7 +133,7 @@ class Orchestrator:
         wipe_leftovers(self.options, self._sandboxes)
         self._tasks = await anyio.create_task_group().__aenter__()
         self._tasks.start_soon(self._reap)
-        self._tasks.start_soon(self._look_for_endpoints)
+        self._look_for_endpoints()
         self._tasks.start_soon(self._keep_history)
         if self._zygotes is not None:
             self._tasks.start_soon(self._spares.keep, self._zygotes)
@@ -171,10 +172,15 @@ class Orchestrator:
             except OSError as exc:  # no descriptor or process left: the next look may succeed
                 logger.warning("no metrics: %s", exc)
 
-    async def _look_for_endpoints(self) -> None:
+    def _look_for_endpoints(self) -> None:
+        """On a thread that nobody waits for: an index that hangs must not keep the engine."""
         index = self._host.package_index
-        found = await anyio.to_thread.run_sync(find_file_hosts, index, abandon_on_cancel=True)
-        self._endpoints |= found
+
+        def look() -> None:
+            self._endpoints.update(find_file_hosts(index))
+
+        if index.unknown_file_hosts():
+            Thread(target=look, name="package index", daemon=True).start()
 
     def _part_with(self, sandbox: Sandbox) -> None:
         """What the end of the engine means for it; its box is about to be ended."""
