@@ -1,5 +1,7 @@
 """A task of this process that is not over: what is asked, how far it is, who waits for it."""
 
+import hashlib
+import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ import anyio
 from e2b_agent_mcp.agent import AgentEvent, AgentRunner, Thinking, Usage
 from e2b_agent_mcp.agent.budget import add
 from e2b_agent_mcp.agent.llm import ClientReply, Request
+from e2b_agent_mcp.errors import InvalidArgumentError
 from e2b_agent_mcp.lifecycle import Lease
 from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.tasks.questions import Question, Questions
@@ -32,6 +35,12 @@ class TaskRequest:
     new: bool = False  # without what the session's earlier tasks know
     task_id: str = ""  # an earlier task to go on with
     client: bool = False  # the caller's client lends its model
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for equal requests, in every process."""
+        told = json.dumps({**vars(self), "key": None, "client": None}, sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ class LiveTask:
     runner: AgentRunner | None = None
     accounted: Usage = field(default_factory=Usage)  # of the runner's model
     saved: anyio.Event = field(default_factory=anyio.Event)
+    elsewhere: str = ""  # the task of another process, which is the same
+    refusal: InvalidArgumentError | None = None  # another process goes on with it otherwise
     stored: int  # steps, of all runs
     doing: str = ""
     latest: TaskEvent | None = None  # but for the pieces of a reply
@@ -98,6 +109,11 @@ class LiveTask:
     async def say(self, words: str) -> None:
         self.doing = words
         await self.tell(Doing(words))
+
+    @property
+    def is_ours(self) -> bool:
+        """Known once it is `saved`."""
+        return not self.elsewhere and self.refusal is None
 
     def stop(self) -> None:
         self.scope.cancel()

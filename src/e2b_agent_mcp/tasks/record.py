@@ -41,6 +41,7 @@ class TaskRecord:
     usage: Usage = field(default_factory=Usage)
     files: tuple[NewFile, ...] = ()
     error: Failure | None = None
+    asked: str = ""  # the same for two requests of the same, while the task is at work
     created_at: float = field(default_factory=time.time)
     changed_at: float = field(default_factory=time.time, compare=False)
 
@@ -64,6 +65,7 @@ def to_json(record: TaskRecord) -> dict[str, Any]:
         "usage": asdict(record.usage),
         "files": [asdict(file) for file in record.files],
         "error": asdict(record.error) if record.error else None,
+        "asked": record.asked,
         "created_at": record.created_at,
     }
 

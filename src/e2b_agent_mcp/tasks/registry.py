@@ -13,6 +13,10 @@ waits for the task at that moment answers it, or leaves in order to have it answ
 
 A task has its session's lease from its start to its end, so whatever else is called in the session
 waits for its turn.
+
+The servers of a user share the store. A task can be waited for and cancelled from each of them, and
+the same call joins it, but its questions are answered, and others of its session wait for it, in
+its own process only. A call that joined a task of another process does not cancel it.
 """
 
 import logging
@@ -52,7 +56,7 @@ from e2b_agent_mcp.tasks.live import (
     prepare_nothing,
 )
 from e2b_agent_mcp.tasks.record import NewFile, TaskRecord, TaskStatus, new_task_id
-from e2b_agent_mcp.tasks.store import Memory, TaskStore
+from e2b_agent_mcp.tasks.store import Memory, TaskStore, still_at_work
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -61,7 +65,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-POLL = 0.5  # seconds between two looks at a task that another process runs
+POLL = 0.2  # seconds between two looks at what another process does, or wants
 CANCEL_LIMIT = 8.0  # seconds that cancelling waits for code that does not stop
 CLOSE_LIMIT = 1.0  # seconds for storing what runs when the server ends
 FILES_LIMIT = 2.0  # seconds for listing the files of a task that was stopped
@@ -82,11 +86,12 @@ class TaskRegistry:
         self._store = store
         self._live: dict[str, LiveTask] = {}
         self._closing = False
+        self._watching = False
         self._stack = AsyncExitStack()
         self._tasks: TaskGroup | None = None
 
     async def __aenter__(self) -> Self:
-        self._closing = False
+        self._closing = self._watching = False
         # One thread at a time: the store's connection serves one caller.
         self._one = anyio.CapacityLimiter(1)
         self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
@@ -101,7 +106,8 @@ class TaskRegistry:
         self._closing = True
         with anyio.move_on_after(CLOSE_LIMIT, shield=True):
             for live in tuple(self._live.values()):
-                await self._keep(live, replace(live.now(), status="interrupted"))
+                if live.is_ours:
+                    await self._keep(live, replace(live.now(), status="interrupted"))
         if self._tasks is not None:
             self._tasks.cancel_scope.cancel()
         await self._stack.aclose()
@@ -140,12 +146,7 @@ class TaskRegistry:
             if follow:
                 return await self._follow(live, wait, listener, attendant)
             return await live.attend(wait, listener, attendant)
-        record = await self._do(self._store.load, owner, task_id)
-        with anyio.move_on_after(wait):
-            while record.status == "working":  # in another process
-                await anyio.sleep(POLL)
-                record = await self._do(self._store.load, owner, task_id)
-        return record
+        return await self._elsewhere(owner, task_id, wait)
 
     async def cancel(self, owner: str, task_id: str) -> TaskRecord:
         """Stops the task and waits until it has stopped; one that is over stays as it is."""
@@ -154,10 +155,8 @@ class TaskRegistry:
             return await live.attend(CANCEL_LIMIT)
         record = await self._do(self._store.load, owner, task_id)
         if record.status == "working":
-            raise InvalidArgumentError(
-                "task_id: the task runs in another process of this server.",
-                hint="Cancel it there, or end its session with end_session.",
-            )
+            await self._do(self._store.ask_to_cancel, task_id)
+            record = await self._elsewhere(owner, task_id, CANCEL_LIMIT)
         return record
 
     async def stop(self, request: TaskRequest) -> TaskRecord:
@@ -173,6 +172,8 @@ class TaskRegistry:
         for live in [live for live in self._live.values() if live.record.key == key]:
             live.stop()
             await live.attend(CANCEL_LIMIT)
+        for task_id in await self._do(self._store.working, key):
+            await self.cancel(key.owner, task_id)
         await self._do(self._store.end_session, key)
 
     def questions(self, owner: str, task_id: str) -> tuple[ModelQuestion, ...]:
@@ -203,10 +204,7 @@ class TaskRegistry:
         if (same := self._same(request)) is not None:  # started meanwhile
             return same
         if record.task_id in self._live:
-            raise InvalidArgumentError(
-                "task_id: the task is still at work.",
-                hint="Wait for it with get_agent_task, or stop it with cancel_agent_task.",
-            )
+            raise still_at_work()
         if self._tasks is None:
             raise RuntimeError("Use the registry with `async with`.")
         live = LiveTask(request=request, record=record, prepare=prepare, stored=len(record.steps))
@@ -214,11 +212,43 @@ class TaskRegistry:
         # Side by side: the session's next call must not overtake the task while it is written.
         self._tasks.start_soon(self._save, live)
         self._tasks.start_soon(self._carry_out, live)
+        if not self._watching:
+            self._watching = True
+            self._tasks.start_soon(self._watch)
         return live
 
     async def _save(self, live: LiveTask) -> None:
-        await self._write(self._store.save, live.record)
+        """Or finds out that another process is at work on the same."""
+        try:
+            live.elsewhere = await self._do(self._store.begin, live.record)
+        except InvalidArgumentError as exc:
+            live.refusal = exc
+        except sqlite3.Error as exc:
+            logger.warning("a task could not be stored: %s", exc)
         live.saved.set()
+        if not live.is_ours:
+            live.stop()
+
+    async def _watch(self) -> None:
+        """Cancels what other processes want cancelled, for as long as there are tasks."""
+        while self._live:
+            await anyio.sleep(POLL)
+            try:
+                for task_id in await self._do(self._store.to_cancel):
+                    if task_id in self._live:
+                        self._live[task_id].stop()
+            except sqlite3.Error as exc:
+                logger.warning("cannot see which tasks are to be cancelled: %s", exc)
+        self._watching = False
+
+    async def _elsewhere(self, owner: str, task_id: str, wait: float) -> TaskRecord:
+        """A task that this process does not do, at its end or after `wait` seconds."""
+        record = await self._do(self._store.load, owner, task_id)
+        with anyio.move_on_after(wait):
+            while record.status == "working":
+                await anyio.sleep(POLL)
+                record = await self._do(self._store.load, owner, task_id)
+        return record
 
     def _find(self, owner: str, task_id: str) -> LiveTask | None:
         live = self._live.get(task_id)
@@ -229,14 +259,20 @@ class TaskRegistry:
 
     async def _record_for(self, request: TaskRequest) -> TaskRecord:
         if not request.task_id:
-            return TaskRecord(task_id=new_task_id(), key=request.key, task=request.task)
+            return TaskRecord(
+                task_id=new_task_id(),
+                key=request.key,
+                task=request.task,
+                asked=request.fingerprint,
+            )
         record = await self._do(self._store.load, request.key.owner, request.task_id)
         if record.key != request.key:
             raise InvalidArgumentError(
                 f"session: the task belongs to session {record.key.name!r}.",
                 hint="Leave out `session` to go on with it.",
             )
-        return replace(record, status="working", error=None, note="")
+        asked = request.fingerprint
+        return replace(record, status="working", error=None, note="", asked=asked)
 
     async def _follow(
         self,
@@ -247,6 +283,10 @@ class TaskRegistry:
     ) -> TaskRecord:
         try:
             await live.saved.wait()
+            if live.refusal is not None:
+                raise live.refusal
+            if live.elsewhere:
+                return await self._elsewhere(live.record.key.owner, live.elsewhere, wait)
             return await live.attend(wait, listener, attendant)
         except anyio.get_cancelled_exc_class():
             if not live.callers:
@@ -284,6 +324,7 @@ class TaskRegistry:
         if any(other.record.key == key for other in self._live.values() if other is not live):
             await live.say(f"Waiting for an earlier task of session {key.name}")
         async with self._manager.lease(key, on_progress=live.say) as lease:
+            await live.saved.wait()
             await lease.confirm()
             live.doing = ""
             memory = await self._memory(live)
@@ -358,7 +399,8 @@ class TaskRegistry:
     async def _finish(self, live: LiveTask, record: TaskRecord) -> None:
         self._account(live)
         with anyio.move_on_after(CLOSE_LIMIT, shield=True):
-            await self._keep(live, record)
+            if live.is_ours:
+                await self._keep(live, record)
         del self._live[record.task_id]
         live.finish(record)
         logger.info("task %s %s after %d steps", record.task_id, record.status, len(record.steps))

@@ -2,7 +2,8 @@
 
 Rule: a task belongs to the process that runs it, which holds a lock file for as long as it lives.
 A task that is `working` while nobody holds its lock was cut off by the end of its process, and
-reads as `interrupted` from then on.
+reads as `interrupted` from then on. Who wants it cancelled from another process leaves a word,
+which its own process looks for.
 
 Everything here blocks: `TaskStore` is called in threads, one at a time. Where the folder cannot be
 written, tasks are kept in memory and end with the process.
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from e2b_agent_mcp.agent.events import Image, Step
-from e2b_agent_mcp.errors import NotFoundError
+from e2b_agent_mcp.errors import InvalidArgumentError, NotFoundError
 from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.tasks.record import (
     TaskRecord,
@@ -58,10 +59,19 @@ CREATE TABLE IF NOT EXISTS images (
     mime_type TEXT NOT NULL, data BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS by_task ON images (task_id);
+CREATE TABLE IF NOT EXISTS cancels (task_id TEXT PRIMARY KEY REFERENCES tasks ON DELETE CASCADE);
 """
 
 
+_ASKED = "json_extract(record, '$.asked')"
 _MEMORY = "memory, json_extract(record, '$.sandbox_id')"
+
+
+def still_at_work() -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "task_id: the task is still at work.",
+        hint="Wait for it with get_agent_task, or stop it with cancel_agent_task.",
+    )
 
 
 class Memory(NamedTuple):
@@ -94,19 +104,42 @@ class TaskStore:
             os.close(self._lock)
             self._lock = None
 
+    def begin(self, record: TaskRecord) -> str:
+        """Makes the task this process's, unless another one is at work on the same: then its id.
+
+        Raises `InvalidArgumentError` when another one goes on with the task in another way.
+        """
+        with self._writing() as database:
+            database.execute("BEGIN IMMEDIATE")  # of two processes one is the first
+            rows = database.execute(
+                f"SELECT task_id, process, {_ASKED} AS asked FROM tasks WHERE status='working' "  # noqa: S608
+                f"AND owner=? AND (task_id=? OR (session=? AND {_ASKED}=?))",
+                (record.key.owner, record.task_id, record.key.name, record.asked),
+            ).fetchall()
+            for row in filter(self._is_elsewhere, rows):
+                if row["asked"] != record.asked:
+                    raise still_at_work()
+                return str(row["task_id"])
+            database.execute("DELETE FROM cancels WHERE task_id=?", (record.task_id,))
+            self._save(database, record)
+        return ""
+
     def save(self, record: TaskRecord) -> None:
         """Writes the task without its steps; it is this process's from now on."""
         with self._writing() as database:
-            database.execute(
-                "INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, NULL, 0) ON CONFLICT DO UPDATE SET "
-                "status=excluded.status, process=excluded.process, "
-                "updated_at=excluded.updated_at, record=excluded.record",
-                (
-                    *(record.task_id, *record.key, record.status, self._process),
-                    *(self._clock(), json.dumps(to_json(record))),
-                ),
-            )
-            self._prune(database)
+            self._save(database, record)
+
+    def _save(self, database: sqlite3.Connection, record: TaskRecord) -> None:
+        database.execute(
+            "INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, NULL, 0) ON CONFLICT DO UPDATE SET "
+            "status=excluded.status, process=excluded.process, "
+            "updated_at=excluded.updated_at, record=excluded.record",
+            (
+                *(record.task_id, *record.key, record.status, self._process),
+                *(self._clock(), json.dumps(to_json(record))),
+            ),
+        )
+        self._prune(database)
 
     def add_steps(self, task_id: str, steps: Sequence[Step], memory: object) -> None:
         """Writes steps that are over, with what the agent needs to go on after them."""
@@ -144,6 +177,29 @@ class TaskStore:
                 row = self._row(database, owner, task_id)
             return _record(database, row)
 
+    def working(self, key: SessionKey) -> list[str]:
+        """Tasks of the session that another process is at work on."""
+        if not self._exists:
+            return []
+        rows = self._open().execute(
+            "SELECT task_id, process FROM tasks WHERE owner=? AND session=? AND status='working'",
+            key,
+        )
+        return [row["task_id"] for row in filter(self._is_elsewhere, rows.fetchall())]
+
+    def ask_to_cancel(self, task_id: str) -> None:
+        with self._writing() as database:
+            database.execute("INSERT OR IGNORE INTO cancels VALUES (?)", (task_id,))
+
+    def to_cancel(self) -> list[str]:
+        """This process's tasks that another one wants cancelled; each is named once."""
+        query = "SELECT task_id FROM cancels JOIN tasks USING (task_id) WHERE process=?"
+        found = [row[0] for row in self._open().execute(query, (self._process,)).fetchall()]
+        if found:
+            with self._writing() as database:
+                database.executemany("DELETE FROM cancels WHERE task_id=?", [(id,) for id in found])
+        return found
+
     def memory(self, task_id: str) -> Memory:
         """What the agent of a task knew after its last step."""
         query = f"SELECT {_MEMORY} FROM tasks WHERE task_id=?"  # noqa: S608  # constants
@@ -159,7 +215,7 @@ class TaskStore:
 
     def end_session(self, key: SessionKey) -> None:
         """A later session of that name starts without what its tasks knew."""
-        if self._database is None and not (self._folder / FILE).exists():
+        if not self._exists:
             return
         with self._writing() as database:
             database.execute("UPDATE tasks SET session_ended=1 WHERE owner=? AND session=?", key)
@@ -188,6 +244,10 @@ class TaskStore:
     def _folder(self) -> Path:
         return self._find_folder()
 
+    @property
+    def _exists(self) -> bool:
+        return self._database is not None or (self._folder / FILE).exists()
+
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         database = self._open()
@@ -213,6 +273,9 @@ class TaskStore:
             path = self._lock_path(self._process)
             self._lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _is_elsewhere(self, row: sqlite3.Row) -> bool:
+        return row["process"] != self._process and not self._has_ended(row["process"])
 
     def _has_ended(self, process: str) -> bool:
         """Whether nobody holds the lock of that process any more."""

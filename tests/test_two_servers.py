@@ -1,0 +1,189 @@
+"""Two servers of one user share the tasks: each sees, waits for and cancels those of the other.
+
+In memory they are two registries with two connections to the store, as two processes are; where a
+process is killed, it is one.
+"""
+
+import json
+import random
+import re
+import signal
+import uuid
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from mcp.client import Client
+
+from e2b_agent_mcp import Settings, create_server
+from e2b_agent_mcp.engine import EngineAddress
+from rounds import rounds
+from scripted_llm import FOREVER, KEY, Reply, ScriptedLLM, code
+from test_agent_stdio import call as call_stdio
+from test_agent_tools import call, llm, settings, text_of  # noqa: F401  # fixtures
+from test_stdio import Server, environment
+
+pytestmark = pytest.mark.anyio
+
+# ruff: noqa: F811  # the fixtures' own names, below
+
+
+@pytest.fixture
+async def servers(settings: Settings) -> AsyncIterator[tuple[Client, Client]]:
+    async with (
+        Client(create_server(settings)) as one,
+        Client(create_server(settings)) as other,
+    ):
+        yield one, other
+        await one.call_tool("end_session", {})
+
+
+Servers = tuple[Client, Client]
+
+
+async def test_a_task_is_waited_for_from_the_other_server(
+    servers: Servers, llm: ScriptedLLM
+) -> None:
+    one, other = servers
+    llm.script(code("x = 6"), Reply(text=code("final_answer(x * 7)"), delay=1.0))
+    task_id = (await call(one, "run_agent_task", task="Multiply.", wait=0))["task_id"]
+    await llm.asked(2)
+    seen = await call(other, "get_agent_task", task_id=task_id, wait=0)
+    assert (seen["status"], [step["code"] for step in seen["steps"]]) == ("working", ["x = 6"])
+    seen = await call(other, "get_agent_task", task_id=task_id)
+    assert (seen["status"], seen["answer"], len(seen["steps"])) == ("completed", 42, 2)
+
+
+async def test_a_task_is_cancelled_from_the_other_server(
+    servers: Servers, llm: ScriptedLLM
+) -> None:
+    one, other = servers
+    llm.script(code("kept = 41"), code("import time; time.sleep(3600)"))
+    task_id = (await call(one, "run_agent_task", task="Endless.", wait=0))["task_id"]
+    await llm.asked(2)
+    with anyio.fail_after(20):
+        cancelled = await call(other, "cancel_agent_task", task_id=task_id)
+    assert (cancelled["status"], cancelled["steps"][0]["code"]) == ("cancelled", "kept = 41")
+    assert (await call(one, "run_python", code="kept + 1"))["text"] == "42"
+    llm.script(code("final_answer(kept)"))  # that it was cancelled once does not stick
+    again = await call(other, "run_agent_task", task_id=task_id)
+    assert (again["status"], again["answer"]) == ("completed", 41)
+
+
+async def test_the_same_call_of_the_other_server_joins_the_task(
+    servers: Servers, llm: ScriptedLLM
+) -> None:
+    one, other = servers
+    llm.script(code("x = 1"), Reply(text=code("final_answer(x)"), delay=1.0))
+    first = await call(one, "run_agent_task", task="Once.", wait=0)
+    await llm.asked(2)
+    second = await call(other, "run_agent_task", task="Once.")
+    assert (second["task_id"], second["answer"]) == (first["task_id"], 1)
+    llm.script(code("final_answer(2)"))
+    third = await call(other, "run_agent_task", task="Once.")
+    assert (third["task_id"] != first["task_id"], third["answer"]) == (True, 2)
+
+
+async def test_the_same_call_at_the_same_moment_is_one_task(
+    servers: Servers, llm: ScriptedLLM
+) -> None:
+    llm.script(Reply(text=code("final_answer(1)"), delay=0.5))
+    ids: list[str] = []
+
+    async def ask(server: Client) -> None:
+        ids.append((await call(server, "run_agent_task", task="Once."))["task_id"])
+
+    async with anyio.create_task_group() as calls:
+        for server in servers:
+            calls.start_soon(ask, server)
+    assert len(ids) == 2
+    assert len(set(ids)) == 1
+    assert len(llm.requests) == 1
+
+
+async def test_a_task_at_work_is_not_gone_on_with_by_the_other_server(
+    servers: Servers, llm: ScriptedLLM
+) -> None:
+    one, other = servers
+    llm.script(Reply(text="never", delay=FOREVER))
+    task_id = (await call(one, "run_agent_task", task="Endless.", wait=0))["task_id"]
+    await llm.asked()
+    result = await other.call_tool("run_agent_task", {"task_id": task_id, "task": "And more."})
+    assert "still at work" in text_of(result)
+    await call(other, "end_session")  # ends the task there too
+    seen = await call(one, "get_agent_task", task_id=task_id, wait=0)
+    assert seen["status"] == "cancelled"
+    await llm.left()
+
+
+async def test_a_killed_servers_task_is_interrupted_and_the_other_goes_on_with_it(
+    engine: EngineAddress, settings: Settings, llm: ScriptedLLM
+) -> None:
+    env = {
+        **environment(engine.api_url, engine.api_key),
+        "E2B_AGENT_MCP_ENGINE_STATE_DIR": str(settings.engine.state_dir),
+        "E2B_AGENT_MCP_SESSION": settings.session,
+        "E2B_AGENT_MCP_AGENT_MODEL": "openai/scripted",
+        "E2B_AGENT_MCP_AGENT_BASE_URL": llm.url,
+        "E2B_AGENT_MCP_AGENT_API_KEY": KEY,
+    }
+    llm.script(code("x = 20"), Reply(text="never", delay=FOREVER))
+
+    async with Client(create_server(settings)) as other:
+        with Server.start(env) as server:
+            count = partial(call_stdio, server, "run_agent_task", task="Count the PELICANS.")
+            task_id = (await anyio.to_thread.run_sync(partial(count, wait=0)))["task_id"]
+            await llm.asked(2)
+            task = await call(other, "get_agent_task", task_id=task_id, wait=0)
+            assert task["status"] == "working"
+            await anyio.to_thread.run_sync(server.end, signal.SIGKILL)
+        task = await call(other, "get_agent_task", task_id=task_id)
+        assert (task["status"], task["steps"][0]["code"]) == ("interrupted", "x = 20")
+        llm.script(code("final_answer(x + 22)"))
+        task = await call(other, "run_agent_task", task_id=task_id)
+        assert (task["status"], task["answer"]) == ("completed", 42)
+        assert "PELICANS" in json.dumps(llm.requests[-1]["messages"])
+        await other.call_tool("end_session", {})
+
+
+async def test_many_tasks_of_both_at_once_are_each_their_own(
+    servers: Servers, llm: ScriptedLLM
+) -> None:
+    """Each is looked after from the other server; some hang and are cancelled from there."""
+    at_once = 3  # tasks of one server
+    dice = random.Random(7)
+
+    def reply(request: dict[str, Any]) -> Reply:
+        messages = json.dumps(request["messages"])
+        number = re.findall(r"NUMBER-(\d+)", messages)[-1]
+        if "assistant" not in messages:
+            return Reply(text=code(f"x = {number}"))
+        return Reply(text=code("final_answer(x)"), delay=FOREVER if "HANG" in messages else 0.0)
+
+    async def one_task(number: int, here: Client, there: Client) -> None:
+        hangs, session = dice.random() < 0.5, f"p-{uuid.uuid4().hex[:8]}"
+        task = f"NUMBER-{number}{' HANG' if hangs else ''}"
+        record = await call(here, "run_agent_task", task=task, session=session, wait=0)
+        look = partial(call, there, "get_agent_task", task_id=record["task_id"])
+        if hangs:
+            while not (await look(wait=0))["steps"]:
+                await anyio.sleep(0.05)
+            record = await call(there, "cancel_agent_task", task_id=record["task_id"])
+            assert (record["status"], record["steps"][0]["code"]) == ("cancelled", f"x = {number}")
+        else:
+            record = await look(wait=100)
+            assert (record["status"], record["answer"]) == ("completed", number)
+        await call(dice.choice((here, there)), "end_session", session=session)
+
+    for round in range(rounds(few=1, many=20)):
+        llm.script(*[reply] * 4 * at_once)
+        with anyio.fail_after(110):
+            async with anyio.create_task_group() as tasks:
+                for number in range(at_once):
+                    for here, there in (servers, servers[::-1]):
+                        number += 10 * at_once * (here is servers[0]) + 1000 * round
+                        tasks.start_soon(one_task, number, here, there)
+        llm.forget()
