@@ -113,7 +113,9 @@ async def _examine_engine(settings: Settings, report: Report) -> None:
             "cache folder": str(given.cache_dir),
             "runtime folder": str(given.runtime_dir),
         }
-        isolation = await probe(cache_dir=given.cache_dir, bubblewrap=given.bubblewrap)
+        isolation = await probe(
+            cache_dir=given.cache_dir, bubblewrap=given.bubblewrap, choice=given.isolation
+        )
         report.sandboxes |= isolation.describe()
         template = find_template(given.cache_dir, isolation)
         report.sandboxes["template"] = str(template or "not built; the first sandbox builds it")

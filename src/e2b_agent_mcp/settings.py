@@ -182,7 +182,9 @@ class EngineSettings:
     retention: int = option(
         2_592_000, "the engine removes a paused sandbox after so long, in seconds"
     )
-    isolation: Literal["auto", "bubblewrap"] = option("auto", "how sandboxes are isolated")
+    isolation: Literal["auto", "bubblewrap", "gvisor"] = option(
+        "auto", "how sandboxes are isolated: auto is bubblewrap; gvisor needs runsc and root"
+    )
     bubblewrap: Path | None = option(None, "bubblewrap program to use")
     memory_mb: int = option(2048, "memory of one sandbox, in MiB")
     cpu_count: int = option(2, "processors of one sandbox")

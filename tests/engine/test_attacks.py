@@ -90,6 +90,20 @@ print([s for s in starts if os.path.exists(s + up + way)], os.path.exists("link"
     assert said == "[] False"
 
 
+async def test_all_that_is_mounted_is_read_only_but_what_is_the_boxs_own(boxes: Boxes) -> None:
+    """Also what the rights of its files would protect: they may be the box's user's."""
+    said = await boxes.run("""
+        for line in open("/proc/self/mountinfo"):
+            fields = line.split()
+            if "ro" not in fields[5].split(","):
+                print(fields[4])
+    """)
+
+    own = {"/home/user", "/tmp", "/dev/shm", "/dev/pts", "/proc"}
+    devices = {f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty")}
+    assert set(said.splitlines()) <= own | devices | {"/dev/console"}
+
+
 async def test_devices_are_the_harmless_ones(boxes: Boxes) -> None:
     said = await boxes.run("""
         import os

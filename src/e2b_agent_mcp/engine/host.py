@@ -30,7 +30,9 @@ class Host(NamedTuple):
 
 async def prepare_host(options: EngineOptions, on_progress: Callable[[str], None]) -> Host:
     """Builds the template if this user has none: minutes the first time, then milliseconds."""
-    isolation = await probe(cache_dir=options.cache_dir, bubblewrap=options.bubblewrap)
+    isolation = await probe(
+        cache_dir=options.cache_dir, bubblewrap=options.bubblewrap, choice=options.isolation
+    )
     index = read_package_index(os.environ, Path(sys.prefix))
     template = await ensure_template(
         cache_dir=options.cache_dir,

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 from .egress import NetworkPolicy, is_rule
 from .errors import EngineError
 
-IsolationChoice = Literal["auto", "bubblewrap"]
+IsolationChoice = Literal["auto", "bubblewrap", "gvisor"]
 NetworkChoice = Literal["public", "none"]
 
 APP = "e2b-agent-mcp"

@@ -96,7 +96,7 @@ async def _serve(
 
 @asynccontextmanager
 async def _zygotes(options: EngineOptions, host: Host) -> AsyncIterator[Zygotes | None]:
-    if not options.zygote:
+    if not options.zygote or host.isolation.runsc is not None:
         yield None
         return
     nest = Nest(

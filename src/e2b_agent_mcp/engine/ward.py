@@ -71,6 +71,8 @@ class Ward:
         if not used:
             return None
         self._note("oom_kill")
+        if self._box.opaque:
+            return Verdict("oom_kill", fatal=True)
         return Verdict("oom_kill", fatal=not self._box.kill_largest(used, limit))
 
     def _is_due(self) -> bool:
@@ -98,7 +100,7 @@ class Ward:
             self._punished = None
             return None
         reason: Reason = "disk_kill" if found.octets > self._limits.disk_mb * MIB else "files_kill"
-        if _exceeds(found, self._limits, 2):
+        if self._box.opaque or _exceeds(found, self._limits, 2):
             self._note(reason)
             return Verdict(reason, fatal=True)
         before = self._punished

@@ -26,6 +26,7 @@ STANDARD_FDS = frozenset({0, 1, 2})
 UMASK = 0o022
 GOODBYE = 1  # seconds that open requests get at the end
 RELAY_PORT = 3128
+BACKLOG = 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -85,6 +86,7 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     parser = ArgumentParser(prog="guest")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--listen-fd", type=int, help="an inherited, listening stream socket")
+    where.add_argument("--listen-path", help="of a unix socket to make")
     where.add_argument("--port", type=int, help="of 127.0.0.1, for a guest outside of a box")
     parser.add_argument("--limits", default="{}", help="resource limits as JSON")
     GuestConfig.add_arguments(parser)
@@ -100,6 +102,11 @@ def close_all_but(kept: frozenset[int | None]) -> None:
 
 
 def _listener(options: Namespace) -> socket.socket:
+    if options.listen_path is not None:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(options.listen_path)
+        listener.listen(BACKLOG)
+        return listener
     if options.listen_fd is None:
         return socket.create_server(("127.0.0.1", options.port))
     os.set_inheritable(options.listen_fd, False)

@@ -26,6 +26,7 @@ from .box import Box, Launcher
 from .bubblewrap import Bind, BoxSpec, read_host_tree
 from .delegation import Delegation, claim, survey
 from .footprint import FIND
+from .gvisor import Runsc
 from .limits import Limits, counts_processes_per_box
 from .owner import Owner, box_owner
 from .processes import Usage, measure
@@ -63,13 +64,19 @@ class Isolation:
     launcher: Launcher
     version: str
     delegation: Delegation
-    name: str = "bubblewrap"
+    runsc: Runsc | None = None  # makes the boxes of guests, if it was chosen
+
+    @property
+    def name(self) -> str:
+        return "bubblewrap" if self.runsc is None else "gVisor"
 
     @property
     def owner(self) -> Owner:
         return self.launcher.owner
 
     async def launch(self, spec: BoxSpec) -> Box:
+        if self.runsc is not None and spec.command is None:
+            return await replace(self.runsc, launcher=self.launcher).launch(spec)
         return await self.launcher.launch(spec)
 
     @asynccontextmanager
@@ -84,7 +91,7 @@ class Isolation:
         user = f"uid {self.owner.uid}" if self.owner.is_other else "this user"
         grouped = self.delegation.folders
         return {
-            "isolation": f"{self.name} {self.version} ({self.launcher.bubblewrap})",
+            **self._programs(),
             "host user of the boxes": user,
             "system calls": f"filtered ({platform.machine()})",
             "user namespaces in a box": "off" if self.launcher.disable_userns else "filtered only",
@@ -106,6 +113,16 @@ class Isolation:
             "output": "never kept by the engine; what waits for a slow client is bounded",
         }
 
+    def _programs(self) -> dict[str, str]:
+        bubblewrap = f"bubblewrap {self.version} ({self.launcher.bubblewrap})"
+        if self.runsc is None:
+            return {"isolation": bubblewrap}
+        return {
+            "isolation": f"gVisor {self.runsc.version}, {self.runsc.platform} "
+            f"({self.runsc.program}), in {bubblewrap}",
+            "pause": "keeps memory by standing still; no checkpoints",
+        }
+
 
 @dataclass(frozen=True)
 class _Nothing:
@@ -116,8 +133,43 @@ class _Nothing:
     command: tuple[str, ...] = ()
 
 
-async def probe(*, cache_dir: Path, bubblewrap: Path | None = None) -> Isolation:
+async def probe(
+    *, cache_dir: Path, bubblewrap: Path | None = None, choice: str = "auto"
+) -> Isolation:
     """Makes a real box with the best settings that this host allows, or says what is missing."""
+    isolation = await _probe_bubblewrap(cache_dir, bubblewrap)
+    return isolation if choice != "gvisor" else await _with_gvisor(isolation)
+
+
+async def _with_gvisor(isolation: Isolation) -> Isolation:
+    program = shutil.which("runsc")
+    if program is None:
+        raise IsolationUnavailable(
+            "engine.isolation is gvisor, but runsc is not installed. Install it "
+            "(apt install runsc), or choose bubblewrap."
+        )
+    if not isolation.owner.is_other:
+        raise IsolationUnavailable(
+            "engine.isolation is gvisor, which needs root here. Run the engine as root, "
+            "or choose bubblewrap."
+        )
+    runsc = Runsc(
+        program=Path(program), version=await _runsc_version(program), launcher=isolation.launcher
+    )
+    try:
+        await _try(runsc)
+    except (LaunchError, OSError, TimeoutError) as exc:
+        raise IsolationUnavailable(f"runsc makes no box here: {exc}") from exc
+    return replace(isolation, runsc=runsc)
+
+
+async def _runsc_version(program: str) -> str:
+    done = await anyio.run_process([program, "--version"], env={}, check=False)
+    first, _, _ = done.stdout.decode(errors="replace").partition("\n")
+    return first.removeprefix("runsc version ").removeprefix("release-").strip() or "?"
+
+
+async def _probe_bubblewrap(cache_dir: Path, bubblewrap: Path | None) -> Isolation:
     if sys.platform != "linux":
         raise IsolationUnavailable(
             "Local sandboxes need Linux. Use WSL or a Linux container, or set E2B_API_KEY."
@@ -156,9 +208,9 @@ async def _isolation_by(binary: Path) -> Isolation:
     return Isolation(launcher=launcher, version=await _version(binary), delegation=survey())
 
 
-async def _try(launcher: Launcher) -> None:
+async def _try(launcher: Launcher | Runsc) -> None:
     with tempfile.TemporaryDirectory(prefix="e2b-probe-") as home:
-        launcher.owner.take(Path(home))
+        box_owner().take(Path(home))
         spec = BoxSpec(sandbox_id="probe", home=Path(home), template=_Nothing(), command=_TRUE)
         with anyio.fail_after(PROBE_TIMEOUT):
             box = await launcher.launch(spec)

@@ -14,7 +14,7 @@ import os
 import platform
 import signal
 import subprocess
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -218,6 +218,8 @@ class Box:
         self._namespace = 0
         self._own = 2  # its first processes: init and guest
         self.oom_kills = 0  # known when it has ended
+        self.opaque = False  # what runs in it cannot be told apart from outside
+        self._belongings = AsyncExitStack()
         self._frozen: set[int] = set()
 
     @classmethod
@@ -316,6 +318,10 @@ class Box:
             return True
         return False
 
+    def also_frees(self, belongings: AsyncExitStack) -> None:
+        """At its end, in reverse order."""
+        self._belongings.push_async_exit(belongings)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -340,6 +346,7 @@ class Box:
                 with suppress(OSError):
                     self.oom_kills = self.restraints.cgroup.oom_kills()
                 await self.restraints.cgroup.remove()
+        await self._belongings.aclose()
 
 
 class _Exit:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 import anyio
+import anyio.to_thread
 
 from ..kills import Kills
 from ..limits import let_go_first
@@ -31,7 +32,7 @@ KILL_TIMEOUT = 2.0  # seconds; a process in uninterruptible sleep is left to the
 @dataclass(kw_only=True)
 class KernelProcess:
     pid: int
-    _pidfd: int
+    _pidfd: int | None  # None: `_status` waits for the end by itself
     _status: Callable[[], Awaitable[int | None]]
     _code: int | None = None
     _ended: anyio.Event = field(default_factory=anyio.Event)
@@ -56,9 +57,9 @@ class KernelProcess:
             )
 
         async def status() -> int:
-            return child.wait()
+            return await anyio.to_thread.run_sync(child.wait, abandon_on_cancel=True)
 
-        return cls(pid=child.pid, _pidfd=os.pidfd_open(child.pid), _status=status)
+        return cls(pid=child.pid, _pidfd=_open_pidfd(child.pid), _status=status)
 
     @classmethod
     def adopt(cls, forked: ForkedKernel) -> Self:
@@ -68,9 +69,11 @@ class KernelProcess:
         """Until the process has ended, and takes it off the process table."""
         if not self.poll():
             return
-        await anyio.wait_readable(self._pidfd)
+        if self._pidfd is not None:
+            await anyio.wait_readable(self._pidfd)
         self._code = await self._status()
-        os.close(self._pidfd)
+        if self._pidfd is not None:
+            os.close(self._pidfd)
         self._ended.set()
 
     def poll(self) -> bool:
@@ -145,6 +148,14 @@ class Kernel:
 
     def describe_end(self) -> str:
         return self._verdict or f"The context's process {self.process.describe_end()}."
+
+
+def _open_pidfd(pid: int) -> int | None:
+    """None where the kernel is gVisor's, which has none."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
 
 
 def _pid_of(pidfd: int) -> int:
