@@ -167,7 +167,7 @@ def test_an_interval_belongs_to_the_months_in_which_it_was_spent(ledger: Ledger)
 def test_a_pause_is_not_spent_and_a_resumption_is(ledger: Ledger) -> None:
     ledger.ran(interval(0, 600))
     ledger.ended("i1", START + 100)
-    ledger.ran(interval(1000, 1600))
+    ledger.resumed("i1", START + 1000, START + 1600)
     assert seconds(ledger, 1050) == 150
     ledger.ended("i1", START + 1200)
     ledger.ended("i1", START + 1300)  # its kill: it was paused already
@@ -228,7 +228,10 @@ def test_a_claimed_sandbox_is_paid_by_whoever_had_it_at_the_time(ledger: Ledger)
     ledger.passed_on("i1", OTHER, START + 100)
     ledger.passed_on("i1", OTHER, START + 150)  # told twice
     ledger.extended("i1", START + 900)
-    assert (seconds(ledger, 9999), seconds(ledger, 9999, OTHER)) == (100, 800)
+    ledger.seen(interval(0, 900), START + 200)  # its metadata has the old session for ever
+    ledger.ended("i1", START + 300)
+    ledger.resumed("i1", START + 400, START + 500)
+    assert (seconds(ledger, 9999), seconds(ledger, 9999, OTHER)) == (100, 300)
 
 
 def test_models_are_counted_per_month_and_session(ledger: Ledger) -> None:
@@ -297,7 +300,7 @@ def test_servers_that_report_at_once_and_are_killed_lose_no_report(
 # the passing of time. Each report comes once or twice.
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["run", "extend", "end", "seen", "wait"]),
+        st.sampled_from(["run", "extend", "connect", "end", "seen", "wait"]),
         st.integers(1, 40),  # seconds until the next
         st.integers(1, 60),  # life
         st.booleans(),
@@ -312,21 +315,27 @@ def test_whatever_happens_a_second_is_spent_when_the_sandbox_ran_in_it(
     steps: list[tuple[str, int, int, bool]],
 ) -> None:
     ledger = Ledger(lambda: Path("/dev/null/nowhere"))  # in memory
-    now, deadline, ran = 0, 0, 0
-    for what, pause, life, twice in steps:
+    now, deadline, ran, known = 0, 0, 0, False
+    for what, pause, life, twice in [("run", 10, 40, False), *steps]:
         for _ in range(1 + twice):
             match what:
+                case "run" if deadline <= now and known:
+                    ledger.resumed("i1", START + now, START + now + life)
                 case "run" if deadline <= now:
                     ledger.ran(interval(now, now + life))
                 case "extend" if deadline > now:
                     ledger.extended("i1", START + now + life)
+                case "connect" if deadline > now:
+                    ledger.connected("i1", START + now + life)
                 case "seen" if deadline > now:
                     ledger.seen(interval(-5, deadline), START + now)
                 case "end":
                     ledger.ended("i1", START + now)
         if what == "run" and deadline <= now:
-            deadline = now + life
+            deadline, known = now + life, True
         elif what == "extend" and deadline > now:
+            deadline = now + life
+        elif what == "connect" and deadline > now:
             deadline = max(deadline, now + life)
         elif what == "end":
             deadline = min(deadline, now)

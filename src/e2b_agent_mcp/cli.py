@@ -302,8 +302,8 @@ def _code(args: argparse.Namespace) -> str:
 
 
 async def _run_in(lease: "Lease", code: str, settings: Settings, *, as_json: bool) -> int:
-    if lease.lost:
-        print(lease.lost, file=sys.stderr)
+    for words in filter(None, [lease.lost, lease.warning]):
+        print(words, file=sys.stderr)
     if as_json:
         run = await lease.run_code(code, timeout=settings.runs.timeout)
         print(json.dumps(await _structured(lease, run, settings), ensure_ascii=False))
@@ -329,7 +329,12 @@ async def _run_in(lease: "Lease", code: str, settings: Settings, *, as_json: boo
 async def _structured(lease: "Lease", run: "Run", settings: Settings) -> Mapping[str, object]:
     from e2b_agent_mcp.rendering import Place, python_result
 
-    place = Place(session=lease.session, sandbox_id=lease.sandbox_id, state=lease.state)
+    place = Place(
+        session=lease.session,
+        sandbox_id=lease.sandbox_id,
+        state=lease.state,
+        notes=(lease.lost, lease.warning),
+    )
     files = await lease.changed_files()
     rendered = python_result(run, place, files=files, folder=None, limits=settings.outputs)
     return rendered.result.structured_content or {}

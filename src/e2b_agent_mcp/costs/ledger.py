@@ -134,23 +134,33 @@ class Ledger:
         if not born:
             self._insert(interval, sandbox_id=interval.sandbox_id)
 
+    def resumed(self, sandbox_id: str, at: float, ends_at: float) -> None:
+        """It runs again, as what it was before."""
+        last = self._last(sandbox_id)
+        if last is not None:
+            self.ran(_changed(last, started_at=at, ends_at=ends_at))
+
     def seen(self, interval: Interval, now: float) -> None:
         """E2B lists the sandbox as running. One that is not known at all was made by a server that
         could not write it down any more, so E2B's start counts; one that we took for ended was
         resumed or extended elsewhere, and counts here from now on."""
         last = self._last(interval.sandbox_id)
-        if last is None or last["ends_at"] >= now:
-            start = interval.started_at if last is None else last["started_at"]
-        else:
-            start = now
-        self.ran(Interval(**{**vars(interval), "started_at": start}))
+        if last is None:
+            self.ran(interval)
+            return
+        start = last["started_at"] if last["ends_at"] >= now else now
+        ends_at, usd = interval.ends_at, interval.usd_per_second
+        # Whoever claimed it has it: its metadata cannot say so.
+        self.ran(_changed(last, started_at=start, ends_at=ends_at, usd_per_second=usd))
+
+    def connected(self, sandbox_id: str, ends_at: float) -> None:
+        """Connecting lengthens a life, or leaves it as it is."""
+        self._change("UPDATE intervals SET ends_at=MAX(ends_at, ?)", _LAST, (ends_at, sandbox_id))
 
     def extended(self, sandbox_id: str, ends_at: float) -> None:
-        last = self._last(sandbox_id)
-        if last is not None:
-            self._change(
-                "UPDATE intervals SET ends_at=MAX(ends_at, ?)", "id=?", (ends_at, last["id"])
-            )
+        """E2B counts from the last extension, also when that makes a life shorter."""
+        what = "UPDATE intervals SET ends_at=MAX(started_at, ?)"
+        self._change(what, _LAST, (ends_at, sandbox_id))
 
     def ended(self, sandbox_id: str, at: float) -> None:
         """It was killed or paused, or is found to be gone, at that time or before."""
@@ -166,15 +176,8 @@ class Ledger:
         if last is None or last["ends_at"] <= at or (last["owner"], last["session"]) == key:
             return
         self.ended(sandbox_id, at)
-        rest = Interval(
-            key=key,
-            creation=last["creation"],
-            sandbox_id=sandbox_id,
-            started_at=max(at, last["started_at"]),
-            ends_at=last["ends_at"],
-            usd_per_second=last["usd_per_second"],
-        )
-        self._insert(rest, sandbox_id=sandbox_id)
+        start = max(at, last["started_at"])
+        self._insert(_changed(last, key=key, started_at=start), sandbox_id=sandbox_id)
 
     def listed(self, scope: SessionKey, creations: Sequence[str], asked_before: float) -> None:
         """E2B has listed all sandboxes of the session (of the owner, without a session's name).
@@ -256,8 +259,15 @@ class Ledger:
         return self._database
 
 
+_LAST = "id=(SELECT MAX(id) FROM intervals WHERE sandbox_id=?)"
 # A creation that has no sandbox yet.
 _UNBORN = "sandbox_id IS NULL AND creation=? AND owner=? AND session=?"
+
+
+def _changed(row: sqlite3.Row, **changes: object) -> Interval:
+    values = {name: row[name] for name in ("creation", "sandbox_id", "started_at", "ends_at")}
+    key = SessionKey(row["owner"], row["session"])
+    return Interval(**{"key": key, "usd_per_second": row["usd_per_second"], **values, **changes})
 
 
 def _connect(path: Path) -> sqlite3.Connection:

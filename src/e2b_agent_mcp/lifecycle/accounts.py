@@ -72,7 +72,6 @@ class Accounts:
         self._waiting: deque[Report] = deque(maxlen=MOST_WAITING)
         self._reported: anyio.Event | None = None  # while somebody waits for the next report
         self._verdicts: dict[str, tuple[float, Verdict]] = {}
-        self._sandboxes: dict[str, Interval] = {}  # as they were reported last
 
     # --- reports --------------------------------------------------------------------------------
 
@@ -98,29 +97,26 @@ class Accounts:
 
     def _created(self, told: Transition, now: float) -> None:
         if told.key is not None:
-            self._ran(self._interval(told, now))
+            self._report(partial(self._ledger.ran, self._interval(told, now)))
 
     def _resumed(self, told: Transition, now: float) -> None:
-        known = self._sandboxes.get(told.sandbox_id)
-        if known is not None:
-            ends_at = now + (told.life or 0.0)
-            self._ran(_changed(known, started_at=now, ends_at=ends_at))
+        ends_at = now + (told.life or 0.0)
+        self._report(partial(self._ledger.resumed, told.sandbox_id, now, ends_at))
+
+    def _connected(self, told: Transition, now: float) -> None:
+        ends_at = now + (told.life or 0.0)
+        self._report(partial(self._ledger.connected, told.sandbox_id, ends_at))
 
     def _extended(self, told: Transition, now: float) -> None:
         ends_at = now + (told.life or 0.0)
         self._report(partial(self._ledger.extended, told.sandbox_id, ends_at))
 
     def _ended(self, told: Transition, now: float) -> None:
-        if told.kind != "paused":
-            self._sandboxes.pop(told.sandbox_id, None)
         self._report(partial(self._ledger.ended, told.sandbox_id, now))
 
     def _adopted(self, told: Transition, now: float) -> None:
-        if told.key is None:
-            return
-        if (known := self._sandboxes.get(told.sandbox_id)) is not None:
-            self._sandboxes[told.sandbox_id] = _changed(known, key=told.key)
-        self._report(partial(self._ledger.passed_on, told.sandbox_id, told.key, now))
+        if told.key is not None:
+            self._report(partial(self._ledger.passed_on, told.sandbox_id, told.key, now))
 
     def _seen(self, told: Transition, now: float) -> None:
         for candidate in told.candidates:
@@ -135,10 +131,6 @@ class Accounts:
             asked_before = now - (told.took or 0.0) - self._create_timeout
             self._report(partial(self._ledger.listed, told.key, creations, asked_before))
 
-    def _ran(self, interval: Interval) -> None:
-        self._sandboxes[interval.sandbox_id] = interval
-        self._report(partial(self._ledger.ran, interval))
-
     def _interval(self, told: Transition, now: float) -> Interval:
         assert told.key is not None
         return Interval(
@@ -151,18 +143,14 @@ class Accounts:
         )
 
     def _listed(self, candidate: Candidate) -> Interval:
-        known = self._sandboxes.get(candidate.sandbox_id)
-        interval = Interval(
-            # Whoever claimed it, its metadata cannot say so.
-            key=candidate.key if known is None else known.key,
+        return Interval(
+            key=candidate.key,
             creation=creation_of(candidate.metadata),
             sandbox_id=candidate.sandbox_id,
             started_at=candidate.started_at.timestamp(),
             ends_at=candidate.end_at.timestamp(),
             usd_per_second=self._price(candidate.vcpus, candidate.memory_mb),
         )
-        self._sandboxes[candidate.sandbox_id] = interval
-        return interval
 
     def _price(self, vcpus: int, memory_mb: int) -> float:
         billed = self._is_billed()
@@ -281,7 +269,7 @@ _REPORTS: dict[str, Callable[[Accounts, Transition, float], None]] = {
     "created": Accounts._created,
     "not_created": Accounts._not_created,
     "resumed": Accounts._resumed,
-    "connected": Accounts._extended,
+    "connected": Accounts._connected,
     "extended": Accounts._extended,
     "paused": Accounts._ended,
     "lost": Accounts._ended,
@@ -289,7 +277,3 @@ _REPORTS: dict[str, Callable[[Accounts, Transition, float], None]] = {
     "adopted": Accounts._adopted,
     "seen": Accounts._seen,
 }
-
-
-def _changed(interval: Interval, **changes: object) -> Interval:
-    return Interval(**{**vars(interval), **changes})
