@@ -42,6 +42,10 @@ while True:
         connection.sendall(b"2\\r\\nhi\\r\\n")
         connection.recv(1)
         print("gone", flush=True)
+    elif b"\\r\\nx-refuse:" in head.lower():
+        connection.sendall(b"HTTP/1.1 418 No\\r\\nContent-Length: 2\\r\\n\\r\\nno")
+        open("heard", "wb").write(connection.recv(65536))
+        print("gone", flush=True)
     elif b"\\r\\nupgrade:" in head.lower():
         connection.sendall(b"HTTP/1.1 101 Switching Protocols\\r\\nUpgrade: websocket\\r\\n\\r\\n")
         while data := connection.recv(65536):
@@ -171,6 +175,26 @@ async def test_an_upgraded_connection_carries_bytes_both_ways(
                 assert echo == data
         with anyio.fail_after(10):
             await gone.wait()
+
+
+async def test_a_refused_upgrade_never_leaves_its_connection_to_the_sandbox(
+    http: httpx.AsyncClient, sandbox: AsyncSandbox
+) -> None:
+    """Else a client would send its next request there, which may hold the key of the engine."""
+    async with server_in(sandbox) as (port, gone):
+        host = {"Host": sandbox.get_host(int(port)), "X-Refuse": "1"}
+        async with upgraded(http, host) as (status, stream):
+            assert status == 418
+            await stream.send(b"GET /v2/sandboxes HTTP/1.1\r\nX-API-KEY: secret\r\n\r\n")
+            rest = b""
+            with anyio.fail_after(10):
+                while not rest.endswith(b"no"):
+                    rest += await stream.receive()
+                with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                    await stream.receive()
+        with anyio.fail_after(10):
+            await gone.wait()
+    assert await sandbox.files.read("heard") == ""
 
 
 async def test_an_upgraded_connection_ends_with_its_sandbox(

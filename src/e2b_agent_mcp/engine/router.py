@@ -36,8 +36,9 @@ from .connection import (
     connect,
 )
 from .errors import Refusal, SandboxNotFound
-from .guest.tunnel import Connection, join, refuse, write_head
+from .guest.tunnel import Connection, refuse
 from .sandbox import Operation, PauseMode, Sandbox, State
+from .tunnel import carry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -143,8 +144,7 @@ class Router:
         with _listed(sandbox.exchanges):
             guest = Connection(*await asyncio.open_unix_connection(sandbox.socket_path))
             try:
-                guest.writer.write(write_head(_upgrade_head(request, sandbox, target.port)))
-                await join(client, guest)
+                await carry(client, guest, _upgrade_head(request, sandbox, target.port))
             finally:
                 guest.writer.close()
 

@@ -57,7 +57,7 @@ class UpgradedConnection(asyncio.StreamReaderProtocol):
             request = _parse(await reader.readuntil(END_OF_HEAD))
             await self._serve(request, Connection(reader, writer))
         except (OSError, EOFError, h11.RemoteProtocolError):
-            pass  # the client has gone
+            pass  # the other side has gone, or does not speak HTTP
         finally:
             writer.close()
 
