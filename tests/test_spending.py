@@ -5,6 +5,7 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -14,7 +15,7 @@ from mcp import Client
 from e2b_agent_mcp import SandboxManager, SessionKey, create_server
 from e2b_agent_mcp.costs import Spent
 from e2b_agent_mcp.engine import EngineAddress
-from e2b_agent_mcp.errors import MonthlyBudgetError
+from e2b_agent_mcp.errors import E2BAgentError, MonthlyBudgetError
 from e2b_agent_mcp.settings import (
     AgentSettings,
     CostSettings,
@@ -24,6 +25,7 @@ from e2b_agent_mcp.settings import (
     Secret,
     Settings,
 )
+from faults import Always, Exchange, FaultProxy, Script, hang_before
 from scripted_llm import Reply, ScriptedLLM, code
 
 PRICE = CostSettings(vcpu_second=1.0, gib_second=0.0)  # a dollar per vCPU and second
@@ -147,6 +149,57 @@ async def test_what_a_killed_server_spends_is_accounted_by_the_next(
         found = await spent(manager)
     assert found.sandbox_seconds >= now - killed
     assert found.sandbox_seconds == pytest.approx(now - info.started_at.timestamp(), abs=2)
+
+
+async def test_a_server_killed_before_it_heard_of_its_sandbox_pays_for_it_once(
+    engine: EngineAddress, make_settings: MakeSettings
+) -> None:
+    settings = make_settings()
+    async with FaultProxy.serve(engine) as proxy:
+        created = anyio.Event()
+
+        async def withhold(exchange: Exchange) -> None:
+            await exchange.forward()
+            created.set()
+            await anyio.sleep_forever()
+
+        proxy.program = Script(create=[withhold])
+        through_proxy = {"E2B_API_URL": proxy.address.api_url}
+        server = await anyio.open_process(
+            [sys.executable, "-c", LEASE_AND_DIE],
+            env={**environment(settings), **through_proxy},
+        )
+        with anyio.fail_after(60):
+            await created.wait()
+        server.kill()
+        await server.aclose()
+    killed = time.time()
+    async with SandboxManager(settings) as manager:
+        before = await spent(manager)  # E2B was not asked
+        assert before.sandbox_seconds > 0
+        async with manager.lease("analysis") as lease:
+            (info,) = await manager.list_sessions()
+            assert info.sandbox_id == lease.sandbox_id
+        now = time.time()
+        after = await spent(manager)
+    assert after.sandbox_seconds > now - killed
+    assert after.sandbox_seconds == pytest.approx(now - info.started_at.timestamp(), abs=2)
+
+
+async def test_a_creation_that_failed_is_not_spent(
+    engine: EngineAddress, make_settings: MakeSettings
+) -> None:
+    settings = make_settings(sandboxes=SandboxSettings(create_timeout=2.0))
+    async with FaultProxy.serve(engine) as proxy:
+        e2b = replace(settings.e2b, api_url=proxy.address.api_url)
+        async with SandboxManager(replace(settings, e2b=e2b)) as manager:
+            proxy.program = Always(hang_before, "create")
+            with pytest.raises(E2BAgentError):
+                async with manager.lease("analysis"):
+                    pytest.fail("leased")
+            assert (await spent(manager)).sandbox_seconds > 0  # it may exist
+            assert await manager.list_sessions() == []
+            assert (await spent(manager)).sandbox_seconds == 0  # it does not
 
 
 async def test_a_pause_is_not_spent(make_settings: MakeSettings) -> None:
