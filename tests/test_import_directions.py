@@ -47,7 +47,6 @@ DOORS = {
     "httpx": {"errors", "lifecycle"},
     "smolagents": {"agent"},
     "litellm": {"agent"},
-    "opentelemetry": {"lifecycle"},
     "rich": {"cli", "commands", "demo", "doctor"},
     "uvicorn": {"server", "engine"},
     "starlette": {"server", "engine"},

@@ -1013,6 +1013,54 @@ async def test_a_cancelled_call_stops_its_code_and_keeps_variables(
             assert await text(lease, "x") == "42"
 
 
+async def test_what_a_cancelled_call_cost_is_told_by_the_next_that_is_answered(
+    manager: SandboxManager, key: SessionKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "KERNEL_GRACE", 1.0)
+    stubborn = """
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print('on', flush=True)
+time.sleep(60)
+"""
+    async with manager.lease(key) as lease:
+        await text(lease, "x = 42")
+    async with (
+        anyio.create_task_group() as tasks,
+        manager.lease(key) as lease,
+        started(lease, stubborn),
+    ):
+        tasks.cancel_scope.cancel()
+    with pytest.raises(TimeoutError), anyio.fail_after(0):
+        async with manager.lease(key) as lease:
+            await anyio.sleep_forever()
+    async with manager.lease(key) as lease:
+        assert await text(lease, "'x' in globals()") == "False"
+        assert lease.state == "reused"
+        assert "variables of the session are gone" in lease.lost
+    async with manager.lease(key) as lease:
+        assert lease.lost == ""
+
+
+async def test_an_interpreter_restarted_by_another_server_is_told(
+    manager: SandboxManager, key: SessionKey, engine: EngineAddress
+) -> None:
+    async with manager.lease(key) as lease:
+        await text(lease, "x = 42")
+    async with (
+        SandboxManager(SETTINGS, connect=Connector(engine)) as other,
+        other.lease(key) as lease,
+    ):
+        assert await text(lease, "x") == "42"
+        await lease.restart()
+    async with manager.lease(key) as lease:
+        assert await text(lease, "'x' in globals()") == "False"
+        assert "variables from before are gone" in lease.lost
+    async with manager.lease(key) as lease:
+        await text(lease, "'x' in globals()")
+        assert lease.lost == ""
+
+
 async def test_output_is_heard_while_the_code_runs(
     manager: SandboxManager, key: SessionKey
 ) -> None:

@@ -22,8 +22,9 @@ from e2b_agent_mcp.errors import (
 )
 from e2b_agent_mcp.lifecycle.files import Files
 from e2b_agent_mcp.lifecycle.output import OUTPUT_LIMIT, Flood, Output, Received
-from e2b_agent_mcp.lifecycle.stopping import RESTART_LIMIT, Stopping, complete
+from e2b_agent_mcp.lifecycle.stopping import RESTART_LIMIT, RESTARTED, Stopping, complete
 from e2b_agent_mcp.lifecycle.usage import KILLED, Outcome, explain
+from e2b_agent_mcp.pool import EXPLAIN_RESTARTED, EXPLAIN_RESTARTED_ELSEWHERE
 
 if TYPE_CHECKING:
     from e2b import AsyncCommandHandle, CommandResult
@@ -108,8 +109,8 @@ class Lease(Files, Stopping):
             try:
                 status, execution, note = await self._run(code, timeout, received)
             except BaseException:
-                if self._session.unsettled:
-                    await self.settle()
+                if self._session.unsettled and await self.settle() == RESTARTED:
+                    self.tell_loss(EXPLAIN_RESTARTED)
                 raise
             told.status = status
         note = await self._with_usage(note, _code_outcome(execution, told.duration))
@@ -161,7 +162,7 @@ class Lease(Files, Stopping):
                 )
                 complete(execution)
                 self._session.unsettled = False
-                self._session.executions = execution.execution_count or 0
+                self._count(execution)
                 return _outcome(execution)
         except Flood:
             return "interrupted", received.execution, f"{FLOODED} {await self.settle()}"
@@ -170,6 +171,14 @@ class Lease(Files, Stopping):
                 self._session.unsettled = exc.reached
                 raise await self._diagnose(exc) from exc
         return "timeout", received.execution, await self.settle()
+
+    def _count(self, execution: "Execution") -> None:
+        """An interpreter that counts fewer than it did is another one."""
+        counted = execution.execution_count or 0
+        if 0 < counted <= self._session.executions:
+            self.tell_loss(EXPLAIN_RESTARTED_ELSEWHERE)
+        # One that died under the code starts over, which the run itself tells.
+        self._session.executions = 0 if _died(execution) else counted
 
     async def run_command(
         self,
@@ -286,8 +295,11 @@ class _ToldRun:
 def _outcome(execution: "Execution") -> tuple[RunStatus, "Execution", str]:
     if execution.error is None:
         return "ok", execution, ""
-    died = execution.error.name in _KERNEL_DEATHS
-    return "error", execution, KERNEL_DIED if died else ""
+    return "error", execution, KERNEL_DIED if _died(execution) else ""
+
+
+def _died(execution: "Execution") -> bool:
+    return execution.error is not None and execution.error.name in _KERNEL_DEATHS
 
 
 def _code_outcome(execution: "Execution", duration: float) -> Outcome:
@@ -298,7 +310,7 @@ def _code_outcome(execution: "Execution", duration: float) -> Outcome:
         duration,
         failed=True,
         words=f"{error.name} {error.value[-ERROR_WORDS:]}",
-        died=error.name in _KERNEL_DEATHS,
+        died=_died(execution),
     )
 
 

@@ -38,7 +38,6 @@ from e2b_agent_mcp.lifecycle.places import Places
 from e2b_agent_mcp.lifecycle.session import Session
 from e2b_agent_mcp.lifecycle.stopping import RESTARTED
 from e2b_agent_mcp.lifecycle.sweeping import Sweeper
-from e2b_agent_mcp.lifecycle.telemetry import Telemetry
 from e2b_agent_mcp.lifecycle.transitions import Transitions
 from e2b_agent_mcp.lifecycle.usage import Usage
 from e2b_agent_mcp.lifecycle.warm import WarmPool
@@ -106,9 +105,7 @@ class SandboxManager:
         self._accounts = Accounts(
             settings, partial(ledger_dir, settings), lambda: self._control.is_billed
         )
-        self._transitions = Transitions(
-            self._accounts.observe, Telemetry().observe, settle=self._accounts.settle
-        )
+        self._transitions = Transitions(self._accounts.observe, settle=self._accounts.settle)
         connect = connect or partial(e2b_params, settings)
         terms = Terms(settings.sandboxes.idle_after)
         self._control = Control(settings, connect, self._transitions, terms)
@@ -197,9 +194,15 @@ class SandboxManager:
             beating = anyio.CancelScope()
             if not verdict.refusal:
                 self._running.start_soon(self._keep_alive, session, lease, beating)
+            answered = False
             try:
                 yield lease
+                answered = True
             finally:
+                if answered:
+                    session.untold = ""
+                elif session.slot.sandbox_id == lease.sandbox_id:
+                    session.untold = lease.lost
                 beating.cancel()
                 lease.close()
                 held = time.monotonic() - leased
@@ -365,9 +368,10 @@ class SandboxManager:
             self._settings,
             session.handle,
             state=state or "reused",
-            lost=slot.lost,
+            lost=slot.lost or session.untold,
             reopen=partial(self._open, session, None),
         )
+        session.untold = lease.lost
         slot.lost, slot.created = "", False
         return lease
 

@@ -36,6 +36,7 @@ class Session:
     executions: int = 0  # the interpreter's own count, when it last told us
     baseline: Mapping[str, Stamp] | None = None  # files when we looked last
     installed: set[str] = field(default_factory=set)
+    untold: str = ""  # what was lost, until a call that is answered has told it
 
     def lose(self, sandbox_id: str, why: str) -> None:
         self.transitions.tell("lost", sandbox_id, key=self.key)
@@ -49,3 +50,4 @@ class Session:
         self.executions = 0
         self.baseline = None
         self.installed.clear()
+        self.untold = ""

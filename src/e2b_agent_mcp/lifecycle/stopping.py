@@ -86,9 +86,8 @@ class Stopping(Access):
 
     async def _probe(self) -> None:
         # Waits for its turn behind whatever the context still runs.
-        execution = complete(await self.sandbox.run_code("pass", timeout=0))
-        if execution.error is not None and execution.error.name == "KeyboardInterrupt":
-            # Meant for the code before it, and late.
+        execution = await self.sandbox.run_code("pass", timeout=0)
+        if _was_swallowed(execution):
             execution = complete(await self.sandbox.run_code("pass", timeout=0))
         if execution.error is not None:
             raise SandboxError(f"The interpreter answered {execution.error.name}.")
@@ -129,6 +128,13 @@ class Stopping(Access):
                     await handle.disconnect()
             except E2BAgentError as exc:
                 logger.warning("command of sandbox=%s not stopped: %s", self._sandbox_id, exc)
+
+
+def _was_swallowed(execution: "Execution") -> bool:
+    """By an interrupt that was meant for the code before it, and came late."""
+    if execution.error is None:
+        return execution.execution_count is None
+    return execution.error.name == "KeyboardInterrupt"
 
 
 def complete(execution: "Execution") -> "Execution":

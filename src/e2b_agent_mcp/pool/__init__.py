@@ -31,6 +31,7 @@ from e2b_agent_mcp.pool.words import (
     EXPLAIN_REBOOTED,
     EXPLAIN_REPLACED,
     EXPLAIN_RESTARTED,
+    EXPLAIN_RESTARTED_ELSEWHERE,
     EXPLAIN_STUCK,
     expired,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "EXPLAIN_REBOOTED",
     "EXPLAIN_REPLACED",
     "EXPLAIN_RESTARTED",
+    "EXPLAIN_RESTARTED_ELSEWHERE",
     "EXPLAIN_STUCK",
     "FORGET_AFTER",
     "Candidate",

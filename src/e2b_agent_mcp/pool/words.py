@@ -30,6 +30,10 @@ EXPLAIN_RESTARTED = (
     "Code of an earlier call did not stop, so the interpreter was restarted: "
     "variables of the session are gone, files are kept."
 )
+EXPLAIN_RESTARTED_ELSEWHERE = (
+    "The session's interpreter died or was restarted since the last call: "
+    "variables from before are gone, files are kept."
+)
 EXPLAIN_REBOOTED = (
     "The session's sandbox came back with a fresh interpreter: files are kept, there are no "
     "variables or running programs from before."

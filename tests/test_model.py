@@ -1,0 +1,474 @@
+"""Random histories of servers, calls, failures and crashes, and what must be true in all of them.
+
+Several servers of one owner share sessions on a real engine, through a proxy that fails at times.
+Every piece of code that is run has a number, which it adds to a list in the interpreter; so each
+answer shows what ran before it in the same sandbox, and the proxy's log what was sent how often.
+
+What holds, whatever happens: no code is sent to a live sandbox twice; what an answered call did is
+there in the next one, unless that says what was lost, and nothing is lost without a cause; a
+session has one sandbox; a call fails only if something failed; nothing is left in the end.
+"""
+
+import ast
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+
+import anyio
+import pytest
+from anyio.abc import TaskGroup, TaskStatus
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from e2b import SandboxQuery
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+import faults
+from conftest import Connector, client
+from e2b_agent_mcp.engine import EngineAddress
+from e2b_agent_mcp.errors import SandboxError
+from e2b_agent_mcp.lifecycle import Lease, SandboxManager
+from e2b_agent_mcp.lifecycle.stopping import KEPT
+from e2b_agent_mcp.pool import SessionKey, owned_by
+from e2b_agent_mcp.settings import SandboxSettings, Settings
+from faults import CONTROL, ROUTES, Exchange, Fault, FaultProxy, Route
+from rounds import rounds
+
+HISTORIES = rounds(few=2, many=100)
+STEPS = rounds(few=25, many=50)
+NAMES = ("a", "b", "c")
+MOST_SERVERS = 3
+DEADLINE = 120.0  # seconds for one step
+MOST = 2  # sandboxes that may run
+SETTINGS = Settings(sandboxes=SandboxSettings(idle_after=300, max=MOST))
+
+FAULTS: dict[str, Fault] = {
+    "close before": faults.close_before,
+    "close after": faults.close_after,
+    "reset before": faults.reset_before,
+    "reset after": faults.reset_after,
+    "truncate": faults.truncate,
+    "not JSON": faults.not_json,
+    "late": faults.delay(0.2),
+    **{str(status): faults.answer(status) for status in (429, 500, 502, 503, 504)},
+    **{f"{status} after": faults.answer(status, forwarded=True) for status in (502, 504)},
+}
+
+
+@dataclass(eq=False)
+class Burst:
+    """The next requests of some routes fail."""
+
+    fault: Fault
+    routes: tuple[Route, ...]
+    left: int
+
+    def __call__(self, exchange: Exchange) -> Fault | None:
+        if exchange.route not in self.routes or not self.left:
+            return None
+        self.left -= 1
+        return self.fault
+
+
+class Server:
+    """A manager with a network of its own, which a crash takes away first."""
+
+    def __init__(self, engine: EngineAddress, program: faults.Program) -> None:
+        self._engine = engine
+        self._program = program
+        self._network = anyio.CancelScope()
+        self._ended = anyio.Event()
+        self.manager: SandboxManager
+        self.tasks: TaskGroup
+
+    async def serve(self, *, task_status: TaskStatus[None]) -> None:
+        async with anyio.create_task_group() as tasks:
+            address = await tasks.start(self._serve_network)
+            with anyio.CancelScope() as self._life:
+                async with (
+                    SandboxManager(SETTINGS, connect=Connector(address)) as self.manager,
+                    anyio.create_task_group() as self.tasks,
+                ):
+                    task_status.started()
+                    await anyio.sleep_forever()
+            self._network.cancel()
+        self._ended.set()
+
+    async def _serve_network(self, *, task_status: TaskStatus[EngineAddress]) -> None:
+        with self._network:
+            async with FaultProxy.serve(self._engine) as proxy:
+                proxy.program = self._program
+                task_status.started(proxy.address)
+                await anyio.sleep_forever()
+
+    async def crash(self) -> None:
+        self._network.cancel()
+        self._life.cancel()
+        await self._ended.wait()
+
+
+@dataclass(eq=False)
+class Known:
+    """What must be true of a session."""
+
+    done: set[int] = field(default_factory=set)  # numbers whose calls were answered
+    maybe: set[int] = field(default_factory=set)  # those of every call
+    losses: int = 0  # told so far
+    endings: int = 0  # of its sandboxes, by us
+    lost: bool = False  # something ended its sandbox, and no call has told so
+    stale: set[Server] = field(default_factory=set)  # servers that have a loss to tell
+    knows: set[Server] = field(default_factory=set)  # servers that had an answer of it
+
+    def tell_loss(self, server: Server) -> None:
+        assert self.lost or not self.done or server in self.stale, "lost without a cause"
+        self.lost = False
+        self.stale |= self.knows - {server}
+        self.losses += 1
+        self.done.clear()
+
+
+class World:
+    """One owner's servers and sessions on an engine; its steps raise when something is untrue."""
+
+    def __init__(self, engine: EngineAddress, tasks: TaskGroup) -> None:
+        self.owner = uuid.uuid4().hex
+        self.sessions = {name: Known() for name in NAMES}
+        self.servers: list[Server] = []
+        self.burst: Burst | None = None
+        self.log: list[Exchange] = []
+        self._engine = engine
+        self._tasks = tasks
+        self._e2b = client(engine)
+        self._numbers = count(1)
+        self._asked = anyio.Event()
+        self.alone = True  # no server but the first has been there
+
+    def program(self, exchange: Exchange) -> Fault | None:
+        self.log.append(exchange)
+        self._asked.set()
+        self._asked = anyio.Event()
+        return self.burst(exchange) if self.burst is not None else None
+
+    async def requests(self, number: int) -> None:
+        """Returns when so many more requests have been sent."""
+        most = len(self.log) + number
+        while len(self.log) < most:
+            await self._asked.wait()
+
+    # Servers
+
+    async def start_server(self) -> None:
+        self.alone &= not self.servers
+        server = Server(self._engine, self.program)
+        await self._tasks.start(server.serve)
+        self.servers.append(server)
+
+    async def crash(self, server: Server) -> None:
+        self.servers.remove(server)
+        await server.crash()
+
+    async def crash_in_call(self, server: Server, name: str, requests: int) -> None:
+        """The server crashes when it has sent so many requests, or after the call."""
+
+        over = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._at_request, requests, over.set)
+            server.tasks.start_soon(self._suppressed_call, server, name, over)
+            await over.wait()
+            await self.crash(server)
+            tasks.cancel_scope.cancel()
+
+    # Calls
+
+    async def call(self, server: Server, name: str, *, then: str = "", limit: float = 60) -> None:
+        """Runs code that adds its number to the list of those that ran, and shows the list."""
+        known = self.sessions[name]
+        number = next(self._numbers)
+        known.maybe.add(number)
+        expected, losses, endings = set(known.done), known.losses, known.endings
+        code = f"ran = globals().get('ran', []); ran.append({number})  # number {number}.\n{then}"
+        lease: Lease | None = None
+        try:
+            async with server.manager.lease(SessionKey(self.owner, name)) as lease:
+                run = await lease.run_code(f"{code}\nprint(ran)", timeout=limit)
+        except BaseException:
+            # It may have cost the interpreter; what was lost is told again by the next call.
+            known.stale.add(server)
+            raise
+        finally:
+            if lease is not None and (lease.lost or lease.state in ("created", "recreated")):
+                known.tell_loss(server)
+        if known.endings == endings:
+            known.stale.discard(server)
+        if run.status == "timeout":
+            if KEPT not in run.note:
+                known.lost = True
+                known.tell_loss(server)
+            return
+        assert run.status == "ok", run
+        ran = ast.literal_eval("".join(run.execution.logs.stdout))
+        assert ran.count(number) == 1
+        assert len(ran) == len({*ran}), "code ran twice"
+        assert {*ran} <= known.maybe, "code of another session"
+        if known.losses == losses and server in known.knows:
+            assert expected <= {*ran}, "state was lost in silence"
+        known.knows.add(server)
+        known.done |= {*ran}
+
+    async def failing(self, action: Callable[[], Awaitable[None]]) -> None:
+        """May fail, if any request does meanwhile."""
+        before = len(self.log)
+        error: SandboxError | None = None
+        try:
+            await action()
+        except SandboxError as exc:
+            error = exc
+        assert error is None or any(exchange.fault for exchange in self.log[before:]), repr(error)
+
+    async def cancelled_call(self, server: Server, name: str, requests: int) -> None:
+        """Its caller goes away when it has sent so many requests, if it is not over by then."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._at_request, requests, tasks.cancel_scope.cancel)
+            await self.failing(partial(self.call, server, name, then=BRIEFLY))
+            tasks.cancel_scope.cancel()
+
+    async def _at_request(self, number: int, do: Callable[[], object]) -> None:
+        await self.requests(number)
+        do()
+
+    async def calls_at_once(self, calls: list[tuple[Server, str]]) -> None:
+        async with anyio.create_task_group() as tasks:
+            for server, name in calls:
+                tasks.start_soon(self.failing, partial(self.call, server, name))
+
+    async def killed_call(self, server: Server, name: str, requests: int) -> None:
+        """Its sandbox is killed when it has sent so many requests, or when it is over."""
+        over = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            async with anyio.create_task_group() as race:
+                race.start_soon(self._at_request, requests, over.set)
+                tasks.start_soon(self._suppressed_call, server, name, over)
+                await over.wait()
+                race.cancel_scope.cancel()
+            await self.kill(name)
+
+    async def _suppressed_call(self, server: Server, name: str, over: anyio.Event) -> None:
+        with suppress(SandboxError):
+            await self.call(server, name, then=BRIEFLY)
+        over.set()
+
+    async def end(self, server: Server, name: str) -> None:
+        had = await self.listed(name)
+        self._ending(name)
+        assert await server.manager.end_session(SessionKey(self.owner, name)) == bool(had)
+        assert await self.listed(name) == []
+        self.sessions[name].done.clear()
+
+    async def list_sessions(self, server: Server) -> None:
+        listed = await server.manager.list_sessions(self.owner)
+        said = {(session.name, session.state) for session in listed}
+        assert said == {(name, state) for name, _, state in await self.listed()}
+
+    # The engine's side, past the proxy
+
+    async def listed(self, name: str | None = None) -> list[tuple[str, str, str]]:
+        """Session, id and state of the owner's sandboxes."""
+        pages = self._e2b.AsyncSandbox.list(query=SandboxQuery(metadata=owned_by(self.owner)))
+        found = []
+        while pages.has_next:
+            found += await pages.next_items()
+        every = [(item.metadata["session"], item.sandbox_id, item.state.value) for item in found]
+        return [item for item in every if name in (None, item[0])]
+
+    async def kill(self, name: str) -> None:
+        for _, sandbox_id, _ in await self.listed(name):
+            self._ending(name)
+            await self._e2b.AsyncSandbox.kill(sandbox_id)
+
+    async def pause(self, name: str) -> None:
+        for _, sandbox_id, _ in await self.listed(name):
+            await self._e2b.AsyncSandbox.pause(sandbox_id)
+
+    def _ending(self, name: str) -> None:
+        known = self.sessions[name]
+        known.endings += 1
+        known.lost = True
+        known.stale |= {*self.servers}
+
+    # What holds between two steps
+
+    async def check(self) -> None:
+        listed = await self.listed()
+        names = [name for name, _, _ in listed]
+        assert len(names) == len({*names}), "a session has two sandboxes"
+        if self.alone:  # several count each other's with a delay
+            assert [state for _, _, state in listed].count("running") <= MOST
+        reached = [
+            number
+            for exchange in self.log
+            if exchange.forwarded and exchange.status in (0, 200)
+            for number in re.findall(rb"# number (\d+)\.", exchange.body)
+        ]
+        assert len(reached) == len({*reached}), "code was sent to a sandbox twice"
+
+    async def finish(self) -> None:
+        """All servers crash; a new one finds every session, and can end it."""
+        self.burst = None
+        for server in list(self.servers):
+            await self.crash(server)
+        await self.start_server()
+        for name in NAMES:
+            await self.call(self.servers[0], name)
+        await self.check()
+        for name in NAMES:
+            await self.end(self.servers[0], name)
+        assert await self.listed() == []
+        await self.crash(self.servers[0])
+
+
+BRIEFLY = "import time; time.sleep(0.2)"
+
+names = st.sampled_from(NAMES)
+indices = st.integers(0, MOST_SERVERS - 1)
+few_requests = st.integers(1, 8)
+
+
+class Histories(RuleBasedStateMachine):
+    """A server that is named by a number that no server has is the last one."""
+
+    def __init__(self, portal: BlockingPortal, engine: EngineAddress) -> None:
+        super().__init__()
+        self._portal = portal
+        self._engine = engine
+        self._context = portal.wrap_async_context_manager(opened(engine))
+        self.world = self._context.__enter__()
+
+    def teardown(self) -> None:
+        try:
+            self._do(self.world.finish)
+        finally:
+            self._context.__exit__(None, None, None)
+
+    @initialize()
+    def start(self) -> None:
+        self._do(self.world.start_server)
+
+    @precondition(lambda self: len(self.world.servers) < MOST_SERVERS)
+    @rule()
+    def start_server(self) -> None:
+        self._do(self.world.start_server)
+
+    @precondition(lambda self: len(self.world.servers) > 1)
+    @rule(index=indices)
+    def crash(self, index: int) -> None:
+        self._do(self.world.crash, self._server(index))
+
+    @precondition(lambda self: len(self.world.servers) > 1)
+    @rule(index=indices, name=names, requests=few_requests)
+    def crash_in_call(self, index: int, name: str, requests: int) -> None:
+        self._do(self.world.crash_in_call, self._server(index), name, requests)
+
+    @rule(index=indices, name=names)
+    def call(self, index: int, name: str) -> None:
+        self._do_failing(self.world.call, self._server(index), name)
+
+    @rule(calls=st.lists(st.tuples(indices, names), min_size=2, max_size=6))
+    def calls_at_once(self, calls: list[tuple[int, str]]) -> None:
+        self._do(self.world.calls_at_once, [(self._server(i), name) for i, name in calls])
+
+    @rule(index=indices, name=names, requests=few_requests)
+    def cancelled_call(self, index: int, name: str, requests: int) -> None:
+        self._do(self.world.cancelled_call, self._server(index), name, requests)
+
+    @rule(index=indices, name=names)
+    def long_call(self, index: int, name: str) -> None:
+        self._do_failing(
+            partial(self.world.call, then="import time; time.sleep(60)", limit=0.3),
+            *(self._server(index), name),
+        )
+
+    @rule(index=indices, name=names, requests=few_requests)
+    def killed_call(self, index: int, name: str, requests: int) -> None:
+        self._do(self.world.killed_call, self._server(index), name, requests)
+
+    @rule(index=indices, name=names)
+    def end(self, index: int, name: str) -> None:
+        self._do_failing(self.world.end, self._server(index), name)
+
+    @rule(index=indices)
+    def list_sessions(self, index: int) -> None:
+        self._do_failing(self.world.list_sessions, self._server(index))
+
+    @rule(name=names)
+    def kill(self, name: str) -> None:
+        self._do(self.world.kill, name)
+
+    @rule(name=names)
+    def pause(self, name: str) -> None:
+        self._do(self.world.pause, name)
+
+    @rule(
+        fault=st.sampled_from(sorted(FAULTS)),
+        routes=st.sampled_from([*((route,) for route in ROUTES), CONTROL, ROUTES]),
+        number=st.integers(1, 6),
+    )
+    def fail(self, fault: str, routes: tuple[Route, ...], number: int) -> None:
+        self.world.burst = Burst(FAULTS[fault], routes, number)
+
+    @rule()
+    def recover(self) -> None:
+        self.world.burst = None
+
+    @invariant()
+    def check(self) -> None:
+        self._do(self.world.check)
+
+    def _server(self, index: int) -> Server:
+        servers = self.world.servers
+        return servers[min(index, len(servers) - 1)]
+
+    def _do_failing(self, action: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        self._do(self.world.failing, partial(action, *arguments))
+
+    def _do(self, action: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        async def bounded() -> None:
+            with anyio.fail_after(DEADLINE):
+                await action(*arguments)
+
+        self._portal.call(bounded)
+
+
+@asynccontextmanager
+async def opened(engine: EngineAddress) -> AsyncIterator[World]:
+    async with anyio.create_task_group() as tasks:
+        yield World(engine, tasks)
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.timeout(rounds(few=120, many=7200))
+def test_whatever_happens_no_session_is_lost_and_no_sandbox_left(engine: EngineAddress) -> None:
+    with start_blocking_portal() as portal:
+        run_state_machine_as_test(
+            partial(Histories, portal, engine),
+            settings=settings(
+                max_examples=HISTORIES,
+                stateful_step_count=STEPS,
+                deadline=None,
+                database=None,
+                # A history takes seconds, so a failing one is told as it is.
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+                print_blob=True,
+            ),
+        )
