@@ -72,6 +72,24 @@ async def test_a_sandbox_works_as_any_other_on_another_kernel(sandbox: AsyncSand
 
 
 @needs_runsc
+async def test_a_second_sandbox_begins_with_a_snapshot_of_the_first(
+    gvisor: E2B, sandbox: AsyncSandbox
+) -> None:
+    await sandbox.commands.run("mkdir d; echo kept > d/f")
+    await sandbox.run_code("f = open('open.txt', 'w'); f.write('flushed'); f.flush()")
+    snapshot = await sandbox.create_snapshot()
+    try:
+        copy = await gvisor.AsyncSandbox.create(snapshot.snapshot_id, timeout=100)
+        async with copy:
+            assert (await copy.commands.run("cat d/f open.txt")).stdout == "kept\nflushed"
+    finally:
+        await gvisor.AsyncSandbox.delete_snapshot(snapshot.snapshot_id)
+    await sandbox.pause(mode="filesystem")
+    await sandbox.connect(timeout=100)
+    assert (await sandbox.commands.run("cat d/f open.txt")).stdout == "kept\nflushed"
+
+
+@needs_runsc
 async def test_a_sandbox_sees_nothing_of_the_host(sandbox: AsyncSandbox, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     canary.write_text("x")

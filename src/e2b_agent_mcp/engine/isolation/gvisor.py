@@ -101,7 +101,8 @@ class Runsc:
                 [
                     *(str(self.program), "--root", str(folder / "state")),
                     *("--network=none", "--ignore-cgroups", "--host-uds=all"),
-                    *(f"--platform={self.platform}", "run", f"--bundle={folder}", "box"),
+                    # Its name is that of a socket which all the host's runsc share.
+                    *(f"--platform={self.platform}", "run", f"--bundle={folder}", folder.name),
                 ],
                 environment={"PATH": os.defpath},
                 inherited=[],
