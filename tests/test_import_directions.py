@@ -47,6 +47,7 @@ DOORS = {
     "httpx": {"errors", "lifecycle"},
     "smolagents": {"agent"},
     "litellm": {"agent"},
+    "opentelemetry": {"lifecycle"},
     "rich": {"cli", "commands", "demo", "doctor"},
     "uvicorn": {"server", "engine"},
     "starlette": {"server", "engine"},

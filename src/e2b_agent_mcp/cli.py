@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from e2b_agent_mcp.tasks import TaskRequest
 
 NAME = "e2b-agent-mcp"
+FLUSH_TIMEOUT = 2000  # milliseconds
 NEVER = 10 * 365 * 86_400.0  # seconds
 
 Command = Callable[[argparse.Namespace, Settings], int]
@@ -48,10 +49,20 @@ def run_command_line() -> NoReturn:
     moment aborts the process (seen under load).
     """
     code = main()
+    _flush_telemetry()
     with suppress(OSError):  # whoever read our output went away
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
+
+
+def _flush_telemetry() -> None:
+    """What an OpenTelemetry SDK has not sent yet, where the process was started under one."""
+    for name, provider in (("trace", "get_tracer_provider"), ("metrics", "get_meter_provider")):
+        if (module := sys.modules.get(f"opentelemetry.{name}")) is not None:
+            flush = getattr(getattr(module, provider)(), "force_flush", None)
+            if flush is not None:
+                flush(FLUSH_TIMEOUT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

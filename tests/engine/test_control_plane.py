@@ -8,16 +8,20 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import anyio
 import httpx
 import pytest
 from e2b import (
     AuthenticationException,
+    GuestUnresponsiveException,
     NotFoundException,
     SandboxException,
     SandboxLifecycle,
     SandboxNotFoundException,
     SandboxQuery,
     SandboxState,
+    ServiceBusyException,
+    TimeoutException,
 )
 
 if TYPE_CHECKING:
@@ -106,6 +110,26 @@ async def test_a_pause_without_memory_keeps_only_files(e2b: E2B, sandbox: AsyncS
     assert process.pid not in [found.pid for found in await resumed.commands.list()]
 
 
+async def test_a_sandbox_that_does_not_answer_is_rebooted_or_not_paused(
+    e2b: E2B, sandbox: AsyncSandbox
+) -> None:
+    await sandbox.files.write("kept.txt", "kept")
+    with pytest.raises(TimeoutException):  # the guest is the command's parent, and stops
+        await sandbox.commands.run("kill -STOP $PPID", timeout=1, request_timeout=1)
+    with pytest.raises(ServiceBusyException, match="not paused"):
+        await sandbox.pause(strict=True)
+    with pytest.raises(ServiceBusyException, match="not paused"):
+        await sandbox.pause(mode="filesystem")
+    assert (await sandbox.get_info()).state is SandboxState.RUNNING
+    assert await sandbox.pause() is True
+    assert (await sandbox.get_info()).envd_unresponsive_at_pause is True
+    with pytest.raises(GuestUnresponsiveException):
+        await sandbox.connect()
+    await sandbox.connect(on_resume="reboot")
+    assert await sandbox.files.read("kept.txt") == "kept"
+    assert (await sandbox.get_info()).envd_unresponsive_at_pause is None
+
+
 async def test_a_reboot_starts_processes_anew(e2b: E2B, sandbox: AsyncSandbox) -> None:
     await sandbox.commands.run("sleep 1000", background=True)
     await sandbox.pause()
@@ -150,10 +174,16 @@ async def test_a_client_that_leaves_during_a_create_makes_no_second_sandbox(
     key, mark = str(uuid.uuid4()), {"left": str(uuid.uuid4())}
     # The body that the SDK sends for the create below.
     body = {"templateID": "code-interpreter-v1", "timeout": 60, "metadata": mark, "envVars": {}}
-    headers = {"X-API-KEY": engine.api_key, "Idempotency-Key": key}
-    async with httpx.AsyncClient(base_url=engine.api_url, headers=headers) as leaving:
-        with pytest.raises(httpx.ReadTimeout):
-            await leaving.post("/v2/sandboxes", json=body, timeout=httpx.Timeout(60, read=0.001))
+    url, content = httpx.URL(engine.api_url), json.dumps(body)
+    head = [
+        "POST /v2/sandboxes HTTP/1.1",
+        f"Host: {url.host}",
+        f"X-API-KEY: {engine.api_key}",
+        f"Idempotency-Key: {key}",
+        f"Content-Length: {len(content)}",
+    ]
+    async with await anyio.connect_tcp(url.host, url.port or 80) as leaving:
+        await leaving.send("\r\n".join([*head, "", content]).encode())
     sandbox = await e2b.AsyncSandbox.create(timeout=60, metadata=mark, idempotency_key=key)
     try:
         found = await listed(e2b, query=SandboxQuery(metadata=mark))

@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .egress import NetworkPolicy, is_rule
-from .errors import InvalidRequest, NotSupported, Refusal, SnapshotNotFound, TemplateNotFound
+from .errors import Busy, InvalidRequest, NotSupported, Refusal, SnapshotNotFound, TemplateNotFound
 from .sandbox import (
     ENVD_VERSION,
     Lifecycle,
@@ -107,10 +107,10 @@ class ControlPlane:
         return JSONResponse(self._created(sandbox), 201)
 
     def _spec(self, body: Json) -> SandboxSpec:
-        template, snapshot = self._origin(str(body.get("templateID") or TEMPLATES[0]))
         for name in ("mcp", "iam", "volumeMounts"):
             if body.get(name):
                 raise NotSupported(f"{name} is not supported by the embedded engine")
+        template, snapshot = self._origin(str(body.get("templateID") or TEMPLATES[0]))
         network = _object(body, "network")
         return SandboxSpec(
             template=template,
@@ -248,7 +248,8 @@ class ControlPlane:
     async def pause(self, request: Request) -> Response:
         body = await _body(request)
         mode = PauseMode.FULL if _flag(body, "memory", default=True) else PauseMode.FILESYSTEM
-        await self._orchestrator.pause(request.path_params["id"], mode)
+        strict = _flag(body, "requireHealthyGuest", default=mode is PauseMode.FILESYSTEM)
+        await self._orchestrator.pause(request.path_params["id"], mode, strict=strict)
         return Response(status_code=204)
 
     async def set_timeout(self, request: Request) -> Response:
@@ -332,7 +333,9 @@ class ControlPlane:
 
     def _described(self, sandbox: Sandbox) -> Json:
         options = self._orchestrator.options
+        unresponsive = sandbox.state is State.PAUSED and sandbox.paused_unresponsive
         return {
+            **({"envdUnresponsiveAtPause": True} if unresponsive else {}),
             "templateID": sandbox.spec.template,
             "alias": sandbox.spec.template,
             "sandboxID": sandbox.id,
@@ -543,7 +546,12 @@ def _absent(path: str, what: str) -> Route:
 
 async def _refusal(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, Refusal)
-    return error(exc.status, exc.message)
+    body = {"code": exc.status, "message": exc.message}
+    if exc.error_code:
+        body["error_code"] = exc.error_code
+    # The SDKs repeat what was refused as busy; nothing here is better a second later.
+    headers = {"Should-Retry": "false"} if isinstance(exc, Busy) else None
+    return JSONResponse(body, exc.status, headers=headers)
 
 
 async def _http_error(request: Request, exc: Exception) -> Response:

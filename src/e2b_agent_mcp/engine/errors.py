@@ -11,9 +11,11 @@ EngineError
     ├── SnapshotNotFound   404
     ├── TemplateNotFound   404
     ├── Conflict           409
+    ├── GuestUnresponsive  409
     ├── KeyReused          422
     ├── TooManySandboxes   429
     ├── NotSupported       501
+    ├── Busy               503
     └── LaunchRefused      500
 """
 
@@ -44,6 +46,7 @@ class Refusal(EngineError):
     """Answered to the client as E2B's error body; every message may leave the host."""
 
     status = 400
+    error_code = ""  # one of E2B's, where its SDKs know one
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -77,6 +80,16 @@ class TemplateNotFound(Refusal):
 
 class Conflict(Refusal):
     status = 409
+
+
+class GuestUnresponsive(Conflict):
+    error_code = "sandbox_snapshot_guest_agent_unresponsive"
+
+
+class Busy(Refusal):
+    """Nothing was changed."""
+
+    status = 503
 
 
 class KeyReused(Refusal):

@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import socket
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Thread
 from typing import TYPE_CHECKING, Self
@@ -28,8 +28,10 @@ from .clock import Clock, SystemClock
 from .connection import GuestGone, exchange
 from .egress import EgressProxy, HostNetwork, NetworkPolicy
 from .errors import (
+    Busy,
     Conflict,
     EngineError,
+    GuestUnresponsive,
     KeyReused,
     LaunchError,
     LaunchRefused,
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+HEALTH_TIMEOUT = 5.0  # seconds for a guest to answer before a pause; usually 1 ms
 LAUNCH_TIMEOUT = 60.0  # seconds from launch to a guest that answers
 SPARE_TIMEOUT = 5.0  # seconds for the guest of a spare, which answered before, to answer again
 CLEANUP_TIMEOUT = 30.0  # seconds for a box to die and its home to go
@@ -318,13 +321,27 @@ class Orchestrator:
             await self._remove_home(sandbox)
         logger.info("killed %s", sandbox.id)
 
-    async def pause(self, sandbox_id: str, mode: PauseMode) -> None:
+    async def pause(self, sandbox_id: str, mode: PauseMode, *, strict: bool = False) -> None:
+        """`strict` refuses when the guest does not answer."""
         sandbox = self.find(sandbox_id)
         async with sandbox.changing:
             self.find(sandbox_id)  # it may have ended while we waited
             if sandbox.state is State.PAUSED:
                 raise Conflict(f"Sandbox {sandbox_id} is already paused")
+            answers = await self._answers(sandbox)
+            if strict and not answers:
+                raise Busy(
+                    f"Sandbox {sandbox_id} does not answer and was not paused. "
+                    "Pause it in mode 'full', or kill it"
+                )
+            sandbox.paused_unresponsive = not answers
             await self._pause(sandbox, mode)
+
+    async def _answers(self, sandbox: Sandbox) -> bool:
+        with anyio.move_on_after(HEALTH_TIMEOUT), suppress(GuestGone):
+            await exchange(sandbox.socket_path, "GET", "/health")
+            return True
+        return False
 
     async def _pause(self, sandbox: Sandbox, mode: PauseMode) -> None:
         assert sandbox.machine is not None
@@ -394,6 +411,10 @@ class Orchestrator:
             box.thaw()
 
     async def _resume(self, sandbox: Sandbox, *, restore_memory: bool) -> None:
+        if sandbox.paused_unresponsive and restore_memory and sandbox.machine is not None:
+            raise GuestUnresponsive(
+                f"Sandbox {sandbox.id} did not answer when it was paused: its memory is of no use"
+            )
         if not restore_memory:
             sandbox.pause_mode = PauseMode.FILESYSTEM
             await self._stop(sandbox)

@@ -38,6 +38,7 @@ from e2b_agent_mcp.lifecycle.places import Places
 from e2b_agent_mcp.lifecycle.session import Session
 from e2b_agent_mcp.lifecycle.stopping import RESTARTED
 from e2b_agent_mcp.lifecycle.sweeping import Sweeper
+from e2b_agent_mcp.lifecycle.telemetry import Telemetry
 from e2b_agent_mcp.lifecycle.transitions import Transitions
 from e2b_agent_mcp.lifecycle.usage import Usage
 from e2b_agent_mcp.lifecycle.warm import WarmPool
@@ -105,7 +106,9 @@ class SandboxManager:
         self._accounts = Accounts(
             settings, partial(ledger_dir, settings), lambda: self._control.is_billed
         )
-        self._transitions = Transitions(self._accounts.observe, settle=self._accounts.settle)
+        self._transitions = Transitions(
+            self._accounts.observe, Telemetry().observe, settle=self._accounts.settle
+        )
         connect = connect or partial(e2b_params, settings)
         terms = Terms(settings.sandboxes.idle_after)
         self._control = Control(settings, connect, self._transitions, terms)
