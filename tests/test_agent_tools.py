@@ -1,6 +1,7 @@
 """Tasks as an MCP client sees them: the real engine, real sandboxes, a scripted model."""
 
 import json
+import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -117,6 +118,53 @@ async def test_progress_tells_of_each_thought_each_code_and_each_result(
     wanted = ["step 1: thinking", "step 1: I look at the rows.", "step 1: running 1 line"]
     assert [line for line in lines if line in wanted] == wanted
     assert any("row 4" in line for line in lines)
+
+
+async def test_what_a_step_prints_at_once_hides_neither_its_thought_nor_its_result(
+    client: Client, llm: ScriptedLLM
+) -> None:
+    llm.script(
+        code("for row in range(2000):\n    print('row', row)\n6 * 7", "I look at all rows."),
+        code("{'key': 1}['missing']"),
+        code("final_answer(1)"),
+    )
+    told: list[str] = []
+
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        told.append(message or "")
+
+    await client.call_tool("run_agent_task", {"task": "Look."}, progress_callback=hear)
+    lines = "\n".join(told).splitlines()
+    assert "step 1: I look at all rows." in lines
+    assert "step 1: running 3 lines" in lines
+    [first, second] = [line for line in lines if re.match(r"step [12]: (done|failed) in", line)]
+    assert first.endswith("42")
+    assert second.endswith("KeyError: 'missing'")
+    assert max(map(len, told)) < 4000
+
+
+async def test_tasks_of_one_session_queue_and_one_that_waits_can_be_cancelled(
+    client: Client, llm: ScriptedLLM
+) -> None:
+    llm.script(Reply(text=code("x = 1\nfinal_answer(x)"), delay=1.0))
+    first = await call(client, "run_agent_task", task="First.", wait=0)
+    await llm.asked()
+    second = await call(client, "run_agent_task", task="Second.", wait=0)
+    third = await call(client, "run_agent_task", task="Third.", wait=0)
+    cancelled = await call(client, "cancel_agent_task", task_id=second["task_id"])
+    assert (cancelled["status"], cancelled["steps"]) == ("cancelled", [])
+    llm.script(code("final_answer(x + 1)"))
+    told: list[str] = []
+
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        told.append(message or "")
+
+    result = await client.call_tool(
+        "get_agent_task", {"task_id": third["task_id"]}, progress_callback=hear
+    )
+    assert (result.structured_content or {})["answer"] == 2
+    assert "Waiting for an earlier task" in "\n".join(told)
+    assert (await call(client, "get_agent_task", task_id=first["task_id"]))["answer"] == 1
 
 
 async def test_packages_and_files_are_there_before_the_task_begins(

@@ -256,7 +256,10 @@ def _within(name: str, value: Number | None, settings: AgentSettings) -> Number 
 
 async def _report(progress: Progress, event: TaskEvent) -> None:
     for line in words(event):
-        await progress.printed(f"{line}\n")
+        if isinstance(event, Output):
+            await progress.printed(f"{line}\n")
+        else:
+            await progress.told(line)
 
 
 def words(event: TaskEvent) -> Sequence[str]:
@@ -273,14 +276,21 @@ def words(event: TaskEvent) -> Sequence[str]:
                 f"step {number}: running {lines} line{'s' * (lines != 1)}",
             ]
         case Output(number=number, text=text):
-            return [f"step {number}: {_short(text)}"] if text.strip() else []
+            return [f"step {number}: {_end(text)}"] if text.strip() else []
         case StepFinished(step=step):
-            return [f"step {step.number}: {_short(step.error) or f'done in {step.duration:.1f} s'}"]
+            how, shown = ("failed", step.error) if step.error else ("done", step.output)
+            line = f"step {step.number}: {how} in {step.duration:.1f} s"
+            return [f"{line}: {_end(shown)}" if shown.strip() else line]
         case ModelRetry(reason=reason, delay=delay, model=model):
             return [f"{_short(reason)}; asking {model} in {delay:.0f} s"]
     return []
 
 
 def _short(text: str) -> str:
-    """The end of a traceback or of what was printed says most; a thought has its point first."""
+    """A thought has its point first."""
     return " ".join(text.split())[:LONGEST_WORDS]
+
+
+def _end(text: str) -> str:
+    """The end of a traceback or of what was printed says most."""
+    return " ".join(text[-2 * LONGEST_WORDS :].split())[-LONGEST_WORDS:]

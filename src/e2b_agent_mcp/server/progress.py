@@ -7,7 +7,8 @@ import anyio
 
 INTERVAL = 0.5  # seconds between two messages
 TICK = 5.0  # seconds of silence after which the client is told that the call still runs
-LONGEST = 400  # characters of a message; the end of what was printed is kept
+LONGEST = 400  # characters of what was printed since the last message; its end is kept
+MOST_LINES = 20  # of a message, that are kept whatever is printed after them
 
 Report = Callable[[float, float | None, str | None], Awaitable[None]]
 
@@ -16,7 +17,8 @@ class Progress:
     """Collects words; a task sends them, so that whoever has words never waits for the client."""
 
     def __init__(self) -> None:
-        self._words = ""
+        self._lines: list[str] = []  # that are not sent yet
+        self._words = ""  # that came after them
         self._news = anyio.Event()
         self._started = anyio.current_time()
 
@@ -24,8 +26,14 @@ class Progress:
         """Appends to what is not sent yet."""
         self._say((self._words + text)[-LONGEST:])
 
+    async def told(self, line: str) -> None:
+        """Appends a line that what is printed afterwards does not push out."""
+        self._lines = [*self._lines, *filter(None, [self._words.strip()]), line][-MOST_LINES:]
+        self._say("")
+
     async def doing(self, words: str) -> None:
         """Replaces what is not sent yet."""
+        self._lines = []
         self._say(words[-LONGEST:])
 
     def _say(self, words: str) -> None:
@@ -49,7 +57,8 @@ class Progress:
         return anyio.current_time() - self._started
 
     def _take(self) -> str:
-        words, self._words, self._news = self._words.strip(), "", anyio.Event()
+        words = "\n".join([*self._lines, self._words]).strip()
+        self._lines, self._words, self._news = [], "", anyio.Event()
         return words.encode("utf-8", "replace").decode()
 
 
