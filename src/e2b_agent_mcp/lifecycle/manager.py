@@ -9,8 +9,8 @@ not wait for each other. Leaving the manager ends no sandbox: each lives `sandbo
 and the next process finds them by their metadata. At their timeout E2B itself ends or pauses them
 (`sandboxes.idle_action`), so that holds when no process of ours is left.
 
-A creation belongs to its session, not to the call that asked for it: a call that is cancelled
-meanwhile leaves the sandbox to the session's next call.
+`opening` says how a session comes to its sandbox, `keeping` how it keeps it, `places` how many may
+run, `warm` what is made ahead, `sweeping` what is ended.
 """
 
 import logging
@@ -18,22 +18,24 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 import anyio
 from anyio.abc import TaskGroup
 
 from e2b_agent_mcp.connection import Connect, Progress, e2b_params, ledger_dir
 from e2b_agent_mcp.costs import Spending, Spent, Verdict
-from e2b_agent_mcp.errors import E2BAgentError, SandboxLostError, SandboxUnavailableError
+from e2b_agent_mcp.errors import SandboxUnavailableError
 from e2b_agent_mcp.lifecycle.accounts import Accounts
 from e2b_agent_mcp.lifecycle.claims import Claims
 from e2b_agent_mcp.lifecycle.control import Control
+from e2b_agent_mcp.lifecycle.keeping import Keeper
 from e2b_agent_mcp.lifecycle.lease import Lease
+from e2b_agent_mcp.lifecycle.opening import Opener
 from e2b_agent_mcp.lifecycle.places import Places
 from e2b_agent_mcp.lifecycle.session import Session
 from e2b_agent_mcp.lifecycle.stopping import RESTARTED
@@ -43,26 +45,17 @@ from e2b_agent_mcp.lifecycle.transitions import Transitions
 from e2b_agent_mcp.lifecycle.usage import Usage
 from e2b_agent_mcp.lifecycle.warm import WarmPool
 from e2b_agent_mcp.pool import (
-    EXPLAIN_AGED,
-    EXPLAIN_REPLACED,
     EXPLAIN_RESTARTED,
     Candidate,
     Maker,
     Pool,
-    SandboxState,
     SessionKey,
-    Slot,
     Terms,
     by_session,
     check_key,
     choose,
-    expired,
-    owned_by,
 )
 from e2b_agent_mcp.settings import Settings
-
-if TYPE_CHECKING:
-    from e2b_code_interpreter.code_interpreter_async import AsyncSandbox
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +122,20 @@ class SandboxManager:
         self._places = Places(
             settings.sandboxes, self._pool, self._control, self._sessions, clock, self._warm
         )
-        self._creations: dict[SessionKey, _Creation] = {}
+        self._keeper = Keeper(self._control, self._pool, clock)
+        self._opener = Opener(
+            control=self._control,
+            pool=self._pool,
+            keeper=self._keeper,
+            places=self._places,
+            claims=self._claims,
+            warm=self._warm,
+            maker=self._maker,
+            transitions=self._transitions,
+            clock=clock,
+            tasks=lambda: self._running,
+            kept=settings.sandboxes.kept,
+        )
         self._sweeper = Sweeper(settings, self._control, self._claims, self._sessions)
         self._stack = AsyncExitStack()
         self._tasks: TaskGroup | None = None
@@ -156,6 +162,7 @@ class SandboxManager:
         """Does ahead of a lease what the first one would wait for: imports E2B's SDK, and starts
         the embedded engine if it is used. `on_progress` hears of what takes long, in words."""
         await self._control.connect(on_progress)
+        self._sweeper.look_after(self._settings.local_owner)
 
     @asynccontextmanager
     async def lease(
@@ -196,7 +203,9 @@ class SandboxManager:
                 self._warm.look_after(key.owner, self._running)
             beating = anyio.CancelScope()
             if not verdict.refusal:
-                self._running.start_soon(self._keep_alive, session, lease, beating)
+                self._running.start_soon(
+                    self._keeper.keep_alive, session, lambda: lease.sandbox_id, beating
+                )
             answered = False
             try:
                 yield lease
@@ -213,9 +222,9 @@ class SandboxManager:
             if verdict.refusal:
                 return
             if session.slot.sandbox_id and self._pool.must_extend(session.slot, self._clock()):
-                await self._try_to_extend(session, lease.sandbox_id)
+                await self._keeper.try_to_extend(session, lease.sandbox_id)
         if self._pool.must_renew(session.slot, self._clock()):
-            self._running.start_soon(self._renew_unused, session)
+            self._running.start_soon(self._keeper.renew_unused, session)
 
     @asynccontextmanager
     async def _turn(self, session: Session) -> AsyncIterator[None]:
@@ -232,7 +241,7 @@ class SandboxManager:
         One request to E2B. Without an `owner`, those that are given by their name alone.
         """
         owner = owner or self._settings.local_owner
-        found = await self._find_all(owner)
+        found = await self._opener.find_all(owner)
         spent = (await self._accounts.spending(owner)).sessions
         return [
             replace(_session_info(item), spent=spent.get(item.session, Spent()))
@@ -273,9 +282,9 @@ class SandboxManager:
         key = self._key(key)
         check_key(key)
         await self._control.connect()
-        if (creation := self._creations.get(key)) is not None:
+        if (creation := self._opener.creations.get(key)) is not None:
             await creation.done.wait()
-        found = {item.sandbox_id for item in await self._find_session(key)}
+        found = {item.sandbox_id for item in await self._opener.find_session(key)}
         sandboxes = set(found)
         if (session := self._sessions.get(key)) is not None:
             sandboxes.add(session.slot.sandbox_id)
@@ -291,7 +300,7 @@ class SandboxManager:
         """Ends the paused sandboxes that nobody wants any more, and says which they are: those of
         an owner, or all that servers of this user on this machine made, for whomever.
 
-        Both are done by themselves from the first lease on, once an hour.
+        Both are done by themselves once E2B is used, and then once an hour.
         """
         ended = await self._sweeper.prune(owner, dry_run=dry_run)
         return [_session_info(item) for item in ended]
@@ -332,7 +341,7 @@ class SandboxManager:
 
     async def _open_to_read(self, session: Session, verdict: Verdict) -> Lease:
         """A lease that costs nothing: of a sandbox that runs anyway, which it does not extend."""
-        found = choose(await self._find_session(session.key))
+        found = choose(await self._opener.find_session(session.key))
         if found is None or found.paused:
             verdict.check()
         assert found is not None
@@ -352,25 +361,15 @@ class SandboxManager:
         )
 
     async def _acquire(self, session: Session, on_progress: Progress | None) -> Lease:
-        state = await self._reuse(session, on_progress) or await self._find(session, on_progress)
-        if state is None and await self._claim(session) == "gave way":
-            state = await self._find(session, on_progress)
-        if state is None and not session.slot.created:
-            await self._places.start(
-                session.key, partial(self._create, session, on_progress), on_progress
-            )
+        state = await self._opener.open(session, on_progress)
         assert session.handle is not None
         slot = session.slot
-        if slot.lost:
-            state = "recreated"
-        elif slot.created:
-            state = "created"
         lease = Lease(
             session,
             self._control,
             self._settings,
             session.handle,
-            state=state or "reused",
+            state=state,
             lost=slot.lost or session.untold,
             reopen=partial(self._open, session, None),
         )
@@ -378,245 +377,8 @@ class SandboxManager:
         slot.lost, slot.created = "", False
         return lease
 
-    async def _reuse(self, session: Session, on_progress: Progress | None) -> SandboxState | None:
-        """The sandbox that this process knows, if E2B still has it."""
-        if (creation := self._creations.get(session.key)) is not None:
-            # Left by a call that was cancelled; if it failed, this call makes its own.
-            await creation.done.wait()
-        sandbox_id = session.slot.sandbox_id
-        if not sandbox_id:
-            return None
-        if self._pool.is_too_old(self._clock() - session.slot.born_at):
-            await self._end_aged(session, sandbox_id)
-            return None
-        if self._is_warm(session):
-            return "reused"
-        await self._renew(session)
-        if await self._extend(session, sandbox_id):
-            if session.handle is None or not self._control.serves(session.handle):
-                session.handle = await self._control.open(sandbox_id)
-            return "reused"
-        found = await self._control.inspect(sandbox_id)
-        state = await self._take(session, found, on_progress) if found is not None else None
-        if state is None:
-            session.lose(sandbox_id, expired(self._settings.sandboxes.kept))
-        return state
-
-    def _is_warm(self, session: Session) -> bool:
-        return (
-            session.handle is not None
-            and self._control.serves(session.handle)
-            and not session.unsettled
-            and not self._pool.must_extend(session.slot, self._clock())
-            and not self._pool.must_renew(session.slot, self._clock())
-        )
-
-    async def _find(self, session: Session, on_progress: Progress | None) -> SandboxState | None:
-        """The sandbox that another process, or this one before it was restarted, made."""
-        owner, asked_at = session.key.owner, self._clock()
-        listed = await self._find_all(owner)
-        self._pool.observe(
-            owner, listed, asked_at=asked_at, now=self._clock(), today=datetime.now(UTC)
-        )
-        found = choose(item for item in listed if item.key == session.key)
-        if found is None:
-            return None
-        if self._pool.is_too_old(found.age(datetime.now(UTC))):
-            session.slot.generation = max(session.slot.generation, found.generation)
-            await self._end_aged(session, found.sandbox_id)
-            return None
-        if session.slot.lost:
-            session.slot.lost = EXPLAIN_REPLACED
-        return await self._take(session, found, on_progress)
-
-    async def _find_all(self, owner: str) -> list[Candidate]:
-        """All sandboxes of an owner that are some session's."""
-        return (await self._claims.resolve(await self._control.find(owned_by(owner)))).claimed
-
-    async def _find_session(self, key: SessionKey) -> list[Candidate]:
-        # Its warm ones do not carry its name, so they are found among all.
-        return [item for item in await self._find_all(key.owner) if item.key == key]
-
-    async def _claim(self, session: Session) -> Literal["none", "claimed", "gave way"]:
-        """Makes a warm sandbox the session's, if one is ready."""
-        key, slot = session.key, session.slot
-        handle = self._warm.take(key)
-        if handle is None:
-            return "none"
-        generation = slot.generation + 1
-        try:
-            await self._claims.write(handle, key, generation)
-            rivals = await self._find_session(key)
-            if any(item.sandbox_id != handle.sandbox_id for item in rivals):
-                await self._control.kill(handle.sandbox_id)
-                return "gave way"
-        except E2BAgentError as exc:
-            # Unused, it ends by itself.
-            logger.info("not claimed sandbox=%s: %s", handle.sandbox_id, exc.message)
-            return "none"
-        finally:
-            slot.starting = False
-        self._hold(session, handle, generation)
-        slot.created = True
-        self._transitions.tell("adopted", handle.sandbox_id, key=key)
-        return "claimed"
-
     async def _may_spend(self, owner: str) -> bool:
         return not (await self._accounts.verdict(owner)).refusal
-
-    async def _take(
-        self, session: Session, found: Candidate, on_progress: Progress | None
-    ) -> SandboxState | None:
-        """Connects to a sandbox that E2B has; None when it ended in that moment."""
-        open_it = partial(self._open_handle, session, found)
-        if not found.paused:
-            return "reused" if await open_it() else None
-        resumed = await self._places.start(session.key, open_it, on_progress)
-        return "resumed" if resumed else None
-
-    async def _open_handle(self, session: Session, found: Candidate) -> bool:
-        try:
-            handle = await self._control.open(found.sandbox_id, paused=found.paused)
-        except SandboxLostError:
-            return False
-        finally:
-            session.slot.starting = False
-        today = datetime.now(UTC)
-        ran = 0.0 if found.paused else max(0.0, (today - found.started_at).total_seconds())
-        self._hold(session, handle, found.generation, ran=ran, age=found.age(today))
-        session.resumed = found.paused
-        return True
-
-    async def _end_aged(self, session: Session, sandbox_id: str) -> None:
-        await self._control.kill(sandbox_id)
-        session.slot.sandbox_id = sandbox_id
-        session.lose(sandbox_id, EXPLAIN_AGED)
-
-    def _hold(
-        self,
-        session: Session,
-        handle: "AsyncSandbox",
-        generation: int,
-        *,
-        ran: float = 0.0,
-        age: float = 0.0,
-    ) -> None:
-        session.handle = handle
-        now = self._clock()
-        session.slot.hold(
-            handle.sandbox_id,
-            generation=generation,
-            now=now,
-            end_at=self._pool.end_at(now),
-            ran=ran,
-            age=age,
-        )
-
-    async def _renew_unused(self, session: Session) -> None:
-        async with session.turn:
-            await self._renew(session)
-
-    async def _renew(self, session: Session) -> None:
-        """Pauses and resumes the sandbox if its continuous run nears its longest."""
-        slot, now = session.slot, self._clock()
-        if not self._pool.must_renew(slot, now):
-            return
-        sandbox_id, age = slot.sandbox_id, now - slot.born_at
-        slot.starting = slot.doubted = True
-        try:
-            if await self._control.pause(sandbox_id):
-                handle = await self._control.open(sandbox_id, paused=True)
-                self._hold(session, handle, slot.generation, age=age)
-                session.resumed = True
-        except E2BAgentError as exc:
-            # The next lease finds out what became of it.
-            logger.warning("not renewed sandbox=%s: %s", sandbox_id, exc.message)
-        finally:
-            slot.starting = False
-
-    async def _create(self, session: Session, on_progress: Progress | None) -> None:
-        """A call that is cancelled meanwhile leaves the sandbox to its session."""
-        creation = self._creations[session.key] = _Creation()
-        self._running.start_soon(self._carry_out, session, creation)
-        if on_progress is not None:
-            await on_progress("Creating a sandbox")
-        await creation.wait()
-
-    async def _carry_out(self, session: Session, creation: "_Creation") -> None:
-        try:
-            await self._create_or_join(session)
-        # Carried to the call that waits for it, which raises it.
-        except Exception as exc:
-            creation.error = exc
-            logger.info("no sandbox for owner=%s: %r", session.key.owner, exc)
-        except BaseException:
-            creation.error = SandboxUnavailableError("The server is stopping.")
-            raise
-        finally:
-            session.slot.starting = False
-            del self._creations[session.key]
-            creation.done.set()
-            self._places.tell_change()
-
-    async def _create_or_join(self, session: Session) -> None:
-        """Creates a sandbox; when another process created one first, that one serves both."""
-        generation = session.slot.generation + 1
-        handle = await self._control.create(
-            session.key,
-            maker=self._maker,
-            generation=generation,
-            idempotency_key=uuid.uuid4().hex,
-        )
-        self._hold(session, handle, generation)
-        session.slot.created = True
-        winner = choose(await self._find_session(session.key))
-        if winner is None or winner.sandbox_id == handle.sandbox_id:
-            return
-        if await self._open_handle(session, winner):
-            session.slot.created = False
-            await self._control.kill(handle.sandbox_id)
-
-    async def _extend(self, session: Session, sandbox_id: str) -> bool:
-        now = self._clock()
-        extended = await self._control.extend(sandbox_id)
-        if extended and session.slot.sandbox_id == sandbox_id:
-            session.slot.extend(self._pool.end_at(now))
-            await self._check_terms(session.slot)
-        return extended
-
-    async def _check_terms(self, slot: Slot) -> None:
-        """E2B cuts an extension beyond its plan's longest run without a word."""
-        if not self._pool.must_check(slot, self._clock()):
-            return
-        if (found := await self._control.inspect(slot.sandbox_id)) is not None:
-            left = (found.end_at - datetime.now(UTC)).total_seconds()
-            self._pool.terms.observe(ran=self._clock() - slot.running_since, left=left)
-
-    async def _keep_alive(self, session: Session, lease: Lease, beating: anyio.CancelScope) -> None:
-        with beating:
-            while True:
-                await anyio.sleep(self._pool.heartbeat)
-                await self._try_to_extend(session, lease.sandbox_id)
-
-    async def _try_to_extend(self, session: Session, sandbox_id: str) -> None:
-        """What the call did is not lost because E2B did not answer afterwards."""
-        try:
-            await self._extend(session, sandbox_id)
-        except E2BAgentError as exc:
-            logger.warning("not extended sandbox=%s: %s", sandbox_id, exc.message)
-
-
-@dataclass(eq=False)
-class _Creation:
-    """A creation under way, and what its waiters learn of it."""
-
-    done: anyio.Event = field(default_factory=anyio.Event)
-    error: Exception | None = None
-
-    async def wait(self) -> None:
-        await self.done.wait()
-        if self.error is not None:
-            raise self.error
 
 
 def _session_info(candidate: Candidate) -> SessionInfo:
