@@ -107,7 +107,7 @@ class Zygotes:
                 self._ready.set()
                 await zygote.dead.wait()
                 self.current, self._ready = None, anyio.Event()
-                logger.warning("the zygote died")
+                logger.warning("the zygote died%s", zygote.last_words())
                 failures = 0 if zygote.has_made_a_box else failures + 1
             await anyio.sleep(RETRY_PAUSE * failures)
         logger.warning("sandboxes start without a zygote from now on")
@@ -184,6 +184,11 @@ class Zygote:
         self.dead.set()
         for box in self._boxes:
             await box.wait()
+
+    def last_words(self) -> str:
+        ended = " with its box" if self._outer.ended else ""
+        said = self._outer.log.strip()
+        return f"{ended}: {said}" if said else ended
 
     def kill(self) -> None:
         if self._pidfd is not None:
