@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from e2b_agent_mcp.demo import PARTS
+from e2b_agent_mcp.demo.agent_parts import agent_parts
 from e2b_agent_mcp.demo.report import Plot, Prose, Section, Table, html, markdown, texts
 from e2b_agent_mcp.engine import EngineAddress
+from scripted_llm import KEY, Reply, ScriptedLLM, code
 
 SECTION = Section(
     title="A <part>",
@@ -25,22 +27,68 @@ SECTION = Section(
 )
 
 
+PLOT = "import matplotlib.pyplot as plt\nplt.figure(figsize=(6, 4))\nplt.plot([1, 4])\nplt.show()"
+FETCH = (
+    "import requests\nprint(requests.get('http://127.0.0.1:8123/reviews').text.count('review'>'))"
+)
+PAGE = "open('dashboard.html', 'w').write('<html>')\nfinal_answer('See **dashboard.html**.')"
+
+
 @pytest.mark.timeout(240)
-def test_the_demo_writes_a_report_with_every_part_and_plot(
-    tmp_path: Path, engine: EngineAddress
-) -> None:
+def test_with_a_model_an_agent_does_the_other_tasks(tmp_path: Path, engine: EngineAddress) -> None:
+    with ScriptedLLM() as llm:
+        llm.script(
+            *(code(PLOT, "I plot the trend."), code("final_answer('Sales grew.')")),
+            Reply(status=400, error="no, thank you"),
+            *(code(FETCH), code("final_answer({'tone': 0.2})")),
+            code(PAGE),
+        )
+        settings = {
+            "E2B_AGENT_MCP_AGENT_MODEL": "openai/scripted",
+            "E2B_AGENT_MCP_AGENT_BASE_URL": llm.url,
+            "E2B_AGENT_MCP_AGENT_API_KEY": KEY,
+            "E2B_AGENT_MCP_ENGINE_STATE_DIR": str(tmp_path / "state"),
+        }
+        done = demo(tmp_path / "out", engine, settings)
+        assert (done.returncode, done.stderr) == (0, "")
+        asked = [str(request["messages"][1]) for request in llm.requests]
+        assert "12" in str(llm.requests[4]["messages"][-1])  # the reviews, from the sandbox's page
+    for number, words in enumerate(("sales", "breast_cancer", "VADER", "plotly")):
+        assert words in asked[(0, 2, 3, 5)[number]]
+    for words in ("at most $1 each", "I plot the trend.", "Sales grew.", "no, thank you"):
+        assert words in done.stdout
+    page = (tmp_path / "out" / "report.html").read_text()
+    for part in agent_parts(0):
+        assert part.title in page
+    assert (tmp_path / "out" / "plots" / "sales" / "plot-1.png").exists()
+    assert "plots/sales/plot-1.png" in (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "out" / "files" / "dashboard.html").read_text() == "<html>"
+    assert KEY not in page + done.stdout
+
+
+def demo(
+    output: Path, engine: EngineAddress, settings: dict[str, str]
+) -> "subprocess.CompletedProcess[str]":
     e2b = {
         "E2B_API_KEY": engine.api_key,
         "E2B_API_URL": engine.api_url,
         "E2B_SANDBOX_URL": engine.sandbox_url,
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "e2b_agent_mcp", "demo", "--output", tmp_path],
-        env={**os.environ, **e2b},
+    return subprocess.run(
+        [sys.executable, "-m", "e2b_agent_mcp", "demo", "--output", output],
+        env={**os.environ, **e2b, **settings},
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.timeout(240)
+def test_the_demo_writes_a_report_with_every_part_and_plot(
+    tmp_path: Path, engine: EngineAddress
+) -> None:
+    done = demo(tmp_path, engine, {"OPENAI_API_KEY": ""})
     assert (done.returncode, done.stderr) == (0, "")
+    assert "With a language model (OPENAI_API_KEY" in " ".join(done.stdout.split())
     page, text = ((tmp_path / name).read_text() for name in ("report.html", "report.md"))
     for part in PARTS:
         assert part.title in done.stdout

@@ -23,10 +23,13 @@ LAYERS = {
         *("commands", "tasks", "demo", "doctor", "install"),
     },
     "commands": {"connection", "tasks", "agent", "rendering", "lifecycle", "pool", "costs"},
-    "demo": {"lifecycle", "pool"},
+    "demo": {"lifecycle", "pool", "commands", "tasks", "agent", "examples"},
+    "examples": set[str](),
     "doctor": {"connection", "lifecycle", "engine"},
     "install": set[str](),
-    "server": {"lifecycle", "connection", "rendering", "tasks", "agent", "pool", "costs"},
+    "server": {
+        *("lifecycle", "connection", "rendering", "tasks", "agent", "pool", "costs", "examples"),
+    },
     "connection": {"engine"},
     "tasks": {"lifecycle", "agent", "pool"},
     "agent": {"lifecycle", "pool", "connection"},  # for programs that have no server

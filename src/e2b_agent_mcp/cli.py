@@ -149,13 +149,17 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", dest="http__host", help="address to listen on (HTTP)")
     serve.add_argument("--port", dest="http__port", type=int, help="port to listen on (HTTP)")
 
-    demo = add("demo", _demo, "run three analyses in a sandbox and write a report; needs no key")
+    demo = add("demo", _demo, "run analyses in a sandbox and write a report; needs no key")
     demo.add_argument(
         "--output",
         type=Path,
         default=Path("e2b-agent-mcp-demo"),
         metavar="DIR",
         help="folder of the report and the plots (default: ./e2b-agent-mcp-demo)",
+    )
+
+    demo.add_argument(
+        "--no-agent", action="store_true", help="without the tasks for an agent, which cost"
     )
 
     run = add("run", _run, "run Python code in a session")
@@ -259,13 +263,16 @@ def _serve(args: argparse.Namespace, settings: Settings) -> int:
 def _demo(args: argparse.Namespace, settings: Settings) -> int:
     from rich.console import Console
 
+    from e2b_agent_mcp.commands.task import opened
     from e2b_agent_mcp.demo import run_demo
+    from e2b_agent_mcp.demo.agent_parts import AgentDemo
 
     console = Console()
 
     async def demo() -> Path:
-        async with _manager(settings) as manager:
-            return await run_demo(manager, args.output, console)
+        async with opened(settings) as (manager, tasks):
+            agent = None if args.no_agent else AgentDemo(tasks, manager, settings)
+            return await run_demo(manager, args.output, console, agent)
 
     report = anyio.run(demo)
     console.print(f"Report: [bold]{report}[/]  (also report.md and plots/ beside it)")

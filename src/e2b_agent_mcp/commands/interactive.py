@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
@@ -24,7 +23,7 @@ from e2b_agent_mcp.agent import Usage
 from e2b_agent_mcp.agent.budget import add
 from e2b_agent_mcp.agent.choice import choose
 from e2b_agent_mcp.commands.task import opened
-from e2b_agent_mcp.commands.terminal import TaskView, answer_of, print_end, safe, spent
+from e2b_agent_mcp.commands.terminal import TaskView, print_answer, print_end, safe, spent
 from e2b_agent_mcp.errors import E2BAgentError, InvalidArgumentError, NotFoundError
 from e2b_agent_mcp.lifecycle import FileInfo, SandboxManager
 from e2b_agent_mcp.pool import SessionKey
@@ -118,10 +117,7 @@ class Conversation:
     def _show(self, record: TaskRecord) -> None:
         self._usage = add(self._usage, record.usage)
         print_end(record, self._console)
-        if record.answer_text:
-            shown = answer_of(record)
-            is_data = isinstance(record.answer, (dict, list))
-            self._console.print(Text(shown) if is_data else Markdown(shown))
+        print_answer(record, self._console)
 
     def files(self, folder: str = HOME) -> None:
         async def listing() -> list[FileInfo]:

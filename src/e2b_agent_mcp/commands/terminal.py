@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.syntax import Syntax
 from rich.text import Text
 
@@ -116,6 +117,14 @@ def print_end(record: "TaskRecord", console: Console) -> None:
     steps = f"{len(record.steps)} step{'s' * (len(record.steps) != 1)}"
     words = f"{record.status}: {steps}, {spent(record.usage)}, {record.task_id}"
     console.print(Text(words, style="dim"), soft_wrap=True)
+
+
+def print_answer(record: "TaskRecord", console: Console) -> None:
+    """As Markdown, which models write; data as it is."""
+    if record.answer_text:
+        shown = answer_of(record)
+        is_data = isinstance(record.answer, (dict, list))
+        console.print(Text(shown) if is_data else Markdown(shown))
 
 
 def answer_of(record: "TaskRecord") -> str:

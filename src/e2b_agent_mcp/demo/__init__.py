@@ -1,4 +1,5 @@
-"""The demo: three small analyses that run in a sandbox, with no account and no language model.
+"""The demo: three small analyses that run in a sandbox, with no account and no language model;
+with one, an agent does four more tasks (`agent_parts`).
 
 Each part is a file in `parts/`, worth reading: it is exactly what an MCP client would send to
 `run_python`. They run one after the other in one session, through the public `SandboxManager`.
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import anyio
 from rich.console import Console
 
+from e2b_agent_mcp.demo.agent_parts import AgentDemo
 from e2b_agent_mcp.demo.report import Block, Plot, Prose, Section, Table, html, markdown
 from e2b_agent_mcp.demo.terminal import print_section
 from e2b_agent_mcp.errors import SandboxError
@@ -50,7 +52,9 @@ def source(name: str) -> str:
     return files(__package__).joinpath("parts", f"{name}.py").read_text("utf-8")
 
 
-async def run_demo(manager: SandboxManager, output: Path, console: Console) -> Path:
+async def run_demo(
+    manager: SandboxManager, output: Path, console: Console, agent: AgentDemo | None = None
+) -> Path:
     """Runs the parts in a new sandbox, prints their results, returns the HTML report's path.
 
     `output` is made if missing; files of an earlier demo in it are overwritten.
@@ -58,10 +62,13 @@ async def run_demo(manager: SandboxManager, output: Path, console: Console) -> P
     plots = output / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    async with _sandbox(manager, console) as lease:
-        console.print(f"Sandbox [bold]{lease.sandbox_id}[/] is ready.")
-        await _prepare(lease)
-        sections = [await _run(part, lease, console) for part in PARTS]
+    async with _session(manager, console):
+        async with manager.lease(SESSION) as lease:
+            console.print(f"Sandbox [bold]{lease.sandbox_id}[/] is ready.")
+            await _prepare(lease)
+            sections = [await _run(part, lease, console) for part in PARTS]
+        if agent is not None:
+            sections += await agent.run(SESSION, API_PORT, output, console)
         facts = {"sandbox": lease.sandbox_id, "duration": f"{time.monotonic() - start:.1f} s"}
     for plot in (block for section in sections for block in section.blocks):
         if isinstance(plot, Plot):
@@ -73,8 +80,8 @@ async def run_demo(manager: SandboxManager, output: Path, console: Console) -> P
 
 
 @asynccontextmanager
-async def _sandbox(manager: SandboxManager, console: Console) -> AsyncIterator[Lease]:
-    """A lease of a new sandbox, which is ended with it."""
+async def _session(manager: SandboxManager, console: Console) -> AsyncIterator[None]:
+    """Begins without a sandbox, and ends the one that was used."""
     with console.status("Connecting …") as status:
 
         async def progress(message: str) -> None:
@@ -86,8 +93,7 @@ async def _sandbox(manager: SandboxManager, console: Console) -> AsyncIterator[L
         await manager.end_session(SESSION)
         status.update("Creating a sandbox …")
     try:
-        async with manager.lease(SESSION) as lease:
-            yield lease
+        yield
     finally:
         with anyio.move_on_after(END_GRACE, shield=True):
             await manager.end_session(SESSION)

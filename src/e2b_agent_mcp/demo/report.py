@@ -99,7 +99,7 @@ def html(sections: Sequence[Section], facts: Mapping[str, str]) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{TITLE}</title><style>{style}</style></head><body><main>"
-        f"<header><h1>{TITLE}</h1><p>Three analyses, run in one isolated Python sandbox.</p>"
+        f"<header><h1>{TITLE}</h1><p>Analyses that ran in one isolated Python sandbox.</p>"
         f"<dl>{listed}</dl></header>{''.join(map(_section, sections))}</main></body></html>\n"
     )
 
