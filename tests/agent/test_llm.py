@@ -188,21 +188,24 @@ async def test_a_known_model_has_a_price_and_cached_tokens_cost_less(llm: Script
 
 
 LOADED_QUIETLY = """
-import os
+import os, sys
+asked = []
+network = {"socket.connect", "socket.getaddrinfo"}
+sys.addaudithook(lambda event, _: asked.append(event) if event in network else None)
 from e2b_agent_mcp.agent.libraries import load
 before = dict(os.environ)
 load()
 assert dict(os.environ) == before
-print("FROM_DOTENV" in os.environ)
+print("FROM_DOTENV" in os.environ, asked)
 """
 
 
-def test_loading_prints_nothing_and_reads_no_env_file(tmp_path: Path) -> None:
+def test_loading_prints_nothing_asks_nobody_and_reads_no_env_file(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("FROM_DOTENV=1\n")
     done = subprocess.run(
         [sys.executable, "-c", LOADED_QUIETLY], cwd=tmp_path, capture_output=True, text=True
     )
-    assert (done.stdout, done.stderr) == ("False\n", "")
+    assert (done.stdout, done.stderr) == ("False []\n", "")
 
 
 def test_the_server_starts_without_the_libraries() -> None:

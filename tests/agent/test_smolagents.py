@@ -24,8 +24,15 @@ def settings(engine: EngineAddress) -> Settings:
 
 
 @pytest.fixture
-def interpreter(settings: Settings) -> Iterator[E2BPythonInterpreterTool]:
-    interpreter = E2BPythonInterpreterTool(timeout=30, max_runtime=60, settings=settings)
+def interpreter(
+    engine: EngineAddress, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[E2BPythonInterpreterTool]:
+    """Made with the guide's arguments alone; the environment says where E2B is."""
+    monkeypatch.setenv("E2B_API_URL", engine.api_url)
+    monkeypatch.setenv("E2B_SANDBOX_URL", engine.sandbox_url)
+    interpreter = E2BPythonInterpreterTool(
+        api_key=engine.api_key, template_id="code-interpreter-v1", timeout=300, max_runtime=600
+    )
     yield interpreter
     interpreter.close()
 
