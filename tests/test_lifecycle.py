@@ -50,7 +50,7 @@ from e2b_agent_mcp.settings import (
     Secret,
     Settings,
 )
-from faults import CONTROL, Always, FaultProxy, hang_after
+from faults import CONTROL, Always, FaultProxy, Script, answer, hang_after, reset_after
 
 SETTINGS = Settings(sandboxes=SandboxSettings(idle_after=120))
 
@@ -201,6 +201,68 @@ async def test_a_call_cancelled_while_creating_leaves_the_sandbox_to_the_next(
     async with manager.lease(key) as lease:
         assert lease.state == "created"
         assert [s.sandbox_id for s in await manager.list_sessions(key.owner)] == [lease.sandbox_id]
+
+
+async def test_a_busy_e2b_is_asked_until_it_is_not(engine: EngineAddress, key: SessionKey) -> None:
+    """More refusals than the SDK's own attempts, and than those that a failure gets."""
+    async with FaultProxy.serve(engine) as proxy:
+        proxy.program = Script(create=[answer(429)] * 4 + [answer(503, retry_after=0)] * 8)
+        async with SandboxManager(SETTINGS, connect=Connector(proxy.address)) as manager:
+            with anyio.fail_after(60):
+                async with manager.lease(key) as lease:
+                    assert lease.state == "created"
+            assert [s.sandbox_id for s in await manager.list_sessions(key.owner)] == [
+                lease.sandbox_id
+            ]
+        keys = {dict(e.request.headers)[b"idempotency-key"] for e in proxy.asked("create")}
+        assert (len(proxy.asked("create")), len(keys)) == (13, 1)
+
+
+async def test_e2bs_word_on_when_to_come_back_is_kept(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    async with FaultProxy.serve(engine) as proxy:
+        proxy.program = Script(create=[answer(429, retry_after=2)])
+        async with SandboxManager(SETTINGS, connect=Connector(proxy.address)) as manager:
+            started = time.monotonic()
+            async with manager.lease(key):
+                assert time.monotonic() - started >= 2
+        assert len(proxy.asked("create")) == 2
+
+
+async def test_a_busy_e2b_is_waited_for_no_longer_than_a_creation_may_take(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    async with FaultProxy.serve(engine) as proxy:
+        proxy.program = Always(answer(503), "create")
+        hasty = limited(create_timeout=4)
+        async with SandboxManager(hasty, connect=Connector(proxy.address)) as manager:
+            with pytest.raises(SandboxUnavailableError, match="busy"), anyio.fail_after(20):
+                async with manager.lease(key):
+                    pass
+
+
+async def test_what_e2b_refuses_is_an_error_at_once(engine: EngineAddress, key: SessionKey) -> None:
+    settings = replace(SETTINGS, e2b=E2BSettings(template="none-such"))
+    async with FaultProxy.serve(engine) as proxy:
+        async with SandboxManager(settings, connect=Connector(proxy.address)) as manager:
+            with pytest.raises(SandboxError, match="none-such"):
+                async with manager.lease(key):
+                    pass
+        assert len(proxy.asked("create")) == 1
+
+
+async def test_a_creation_whose_answer_is_lost_makes_one_sandbox(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    async with FaultProxy.serve(engine) as proxy:
+        proxy.program = Script(create=[reset_after])
+        async with (
+            SandboxManager(SETTINGS, connect=Connector(proxy.address)) as manager,
+            manager.lease(key) as lease,
+        ):
+            found = await manager._control.find({"owner": key.owner})
+            assert [item.sandbox_id for item in found] == [lease.sandbox_id]
 
 
 async def test_calls_of_a_session_are_served_in_the_order_they_came(
@@ -984,6 +1046,32 @@ time.sleep(60)
         run = await lease.run_code(stubborn, timeout=1)
         assert (run.status, run.note) == ("timeout", stopping.RESTARTED)
         assert await text(lease, "'x' in globals(), open('kept.txt').read()") == "(False, 'kept')"
+
+
+async def test_a_sandbox_whose_services_stop_answering_is_ended_and_replaced(
+    manager: SandboxManager, key: SessionKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code stops every process it may signal, so nobody is left to restart its interpreter."""
+    monkeypatch.setattr(stopping, "KERNEL_GRACE", 1.0)
+    monkeypatch.setattr(stopping, "RESTART_LIMIT", 2.0)
+    freeze = """
+import os, signal
+for pid in [int(name) for name in os.listdir('/proc') if name.isdecimal()]:
+    if pid != os.getpid():
+        try:
+            os.kill(pid, signal.SIGSTOP)
+        except OSError:
+            pass
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+    async with manager.lease(key) as lease:
+        await text(lease, "x = 42")
+        with anyio.fail_after(60):
+            run = await lease.run_code(freeze, timeout=1)
+        assert (run.status, run.note) == ("timeout", stopping.ENDED)
+    async with manager.lease(key) as again:
+        assert (again.state, again.sandbox_id == lease.sandbox_id) == ("recreated", False)
+        assert "stopped answering" in again.lost
 
 
 async def test_an_interpreter_that_dies_is_told_and_replaced(

@@ -17,7 +17,8 @@ LONG_RUN = 5.0  # seconds
 NEAR = 0.9  # of a limit
 
 KILLED = 137  # a shell's exit code for a program that was killed
-_MEMORY_WORDS = ("MemoryError", "memory limit", "Cannot allocate memory", "out of memory")
+_MEMORY_LIMIT = ("memory limit",)
+_MEMORY_WORDS = (*_MEMORY_LIMIT, "MemoryError", "Cannot allocate memory", "out of memory")
 _DISK_WORDS = ("No space left on device", "Disk quota exceeded", "disk limit")
 
 
@@ -64,7 +65,9 @@ class Outcome(NamedTuple):
 
     @property
     def lacked_memory(self) -> bool:
-        return self.failed and any(word in self.words for word in _MEMORY_WORDS)
+        # Of an interpreter that was killed, only a limit is a reason: the rest is a guess.
+        words = _MEMORY_LIMIT if self.died else _MEMORY_WORDS
+        return self.failed and any(word in self.words for word in words)
 
     @property
     def lacked_disk(self) -> bool:
