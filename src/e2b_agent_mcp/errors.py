@@ -109,6 +109,7 @@ class RateLimitError(SandboxError):
 
 class SandboxLostError(SandboxError):
     code = "sandbox_lost"
+    limit: str = ""  # for which the embedded engine killed it; E2B's cloud does not say
 
 
 class SandboxTimeoutError(SandboxError):
@@ -338,4 +339,6 @@ def _lost(text: str, doing: str) -> SandboxLostError:
     )
     # E2B's proxy says so of a sandbox that it has no address of.
     error.reached = "was not found" not in text
+    if limit := re.search(r"was not found: killed: ([^:]+)", text):
+        error.limit = limit[1]
     return error

@@ -13,17 +13,21 @@ from e2b import SandboxException
 from e2b_code_interpreter import CommandExitException
 
 from boxes import Boxes, said
-from conftest import client, running_engine, temporary_options
+from conftest import Connector, client, running_engine, temporary_options
 from e2b_agent_mcp.engine.isolation import Isolation, Limits
 from e2b_agent_mcp.engine.isolation.delegation import claim, survey
 from e2b_agent_mcp.engine.ward import Ward
+from e2b_agent_mcp.errors import SandboxLostError
+from e2b_agent_mcp.lifecycle import SandboxManager
+from e2b_agent_mcp.pool import SessionKey
+from e2b_agent_mcp.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from e2b_code_interpreter import E2B, AsyncSandbox
 
-    from e2b_agent_mcp.engine import EngineOptions
+    from e2b_agent_mcp.engine import EngineAddress, EngineOptions
     from e2b_agent_mcp.engine.isolation import Box
     from e2b_agent_mcp.engine.isolation.cgroups import Cgroup
     from e2b_agent_mcp.engine.template import Template
@@ -44,9 +48,14 @@ def options() -> Iterator[EngineOptions]:
 
 
 @pytest.fixture(scope="module")
-def small(options: EngineOptions) -> Iterator[E2B]:
+def small_engine(options: EngineOptions) -> Iterator[EngineAddress]:
     with running_engine(options) as address:
-        yield client(address)
+        yield address
+
+
+@pytest.fixture(scope="module")
+def small(small_engine: EngineAddress) -> E2B:
+    return client(small_engine)
 
 
 @pytest.fixture
@@ -277,6 +286,21 @@ async def test_a_sandbox_that_goes_on_filling_the_disk_ends(
     with anyio.fail_after(60):
         while (options.homes_dir / sandbox.sandbox_id).exists():
             await anyio.sleep(0.05)  # removing what it left has no event for others
+
+
+async def test_a_session_that_lost_its_sandbox_to_a_limit_is_told_which(
+    small_engine: EngineAddress,
+) -> None:
+    settings, key = Settings(), SessionKey("test_limits", "analysis")
+    code = "open('f', 'wb').write(bytes(60 << 20)); open('g', 'wb').write(bytes(60 << 20)); "
+    code += "open('h', 'wb').write(bytes(60 << 20))\nimport time; time.sleep(60)"
+    async with SandboxManager(settings, connect=Connector(small_engine)) as manager:
+        with pytest.raises(SandboxLostError, match=r"\(killed: disk limit 64 MiB\)"):
+            async with manager.lease(key) as lease:
+                await _repeat(lambda: lease.run_code(code, timeout=60))
+        async with manager.lease(key) as lease:
+            assert "ended while it was in use (killed: disk limit 64 MiB)" in lease.lost
+        await manager.end_session(key)
 
 
 async def _repeat(attack: Callable[[], Awaitable[object]]) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+CAUSE_LIMIT = 5.0  # seconds
+
 
 class Access:
     """The sandbox of one lease."""
@@ -111,10 +113,11 @@ class Access:
             return error
         if found is None:
             kept = self._settings.sandboxes.kept
-            why = EXPLAIN_CRASH if error.reached else expired(kept)
+            cause = await self._cause(error)
+            why = EXPLAIN_CRASH.format(cause=cause) if error.reached else expired(kept)
             self._session.lose(self._sandbox_id, why)
             lost = SandboxLostError(
-                "The session's sandbox ended during this call (killed, out of memory, or failed): "
+                f"The session's sandbox ended during this call ({cause}): "
                 "variables, files and installed packages of the session are gone.",
                 hint="Call again to get a new sandbox; what ran may have taken effect outside it.",
             )
@@ -128,3 +131,16 @@ class Access:
             paused.reached = error.reached
             return paused
         return error
+
+    async def _cause(self, error: SandboxError) -> str:
+        """Of the sandbox's end. The engine says so of one that it killed, to who asks for it."""
+        if not isinstance(error, SandboxLostError) or not error.limit:
+            try:
+                await bounded(
+                    "asking why it ended", CAUSE_LIMIT, lambda: self.sandbox.files.list("/")
+                )
+            except SandboxError as exc:
+                error = exc
+        if isinstance(error, SandboxLostError) and error.limit:
+            return f"killed: {error.limit}"
+        return "killed, out of memory, or failed"

@@ -11,7 +11,7 @@ def expired(kept: float) -> str:
 
 
 EXPLAIN_CRASH = (
-    "The session's earlier sandbox ended while it was in use (killed, out of memory, or failed). "
+    "The session's earlier sandbox ended while it was in use ({cause}). "
     "This is a new one: variables, files and installed packages of the session are gone."
 )
 EXPLAIN_STUCK = (
