@@ -95,7 +95,7 @@ class KernelProcess:
     def describe_end(self) -> str:
         code = self._code
         if code == -signal.SIGKILL:
-            return "was killed, by code in the sandbox or by the machine that it is on"
+            return "was killed by code in the sandbox, or by the machine that it is on"
         if code is not None and code < 0:
             return f"was ended by {signal.Signals(-code).name}"
         return "ended" if code is None else f"exited with status {code}"
