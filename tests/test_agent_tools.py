@@ -51,6 +51,23 @@ async def client(settings: Settings) -> AsyncIterator[Client]:
         await client.call_tool("end_session", {})
 
 
+async def test_what_a_task_spends_on_its_model_is_counted_in_the_month(
+    settings: Settings, llm: ScriptedLLM
+) -> None:
+    agent = llm.settings(model="openai/gpt-6-luna", max_tokens=10**9, max_cost_usd=100.0)
+    llm.script(
+        Reply(text=code("x = 6 * 7"), usage=(1_000_000, 1_000)),
+        Reply(text=code("final_answer(x)"), usage=(2_000_000, 1_000)),
+    )
+    async with Client(create_server(replace(settings, agent=agent))) as client:
+        task = await call(client, "run_agent_task", task="6 times 7?", wait=100)
+        assert task["status"] == "completed"
+        listed = await call(client, "list_sessions")
+        assert listed["spent"]["model_usd"] == pytest.approx(task["usage"]["cost_usd"])
+        assert listed["spent"]["model_usd"] > 0.1
+        await call(client, "end_session")
+
+
 async def call(client: Client, tool: str, **arguments: object) -> dict[str, Any]:
     result = await client.call_tool(tool, arguments)
     assert result.structured_content is not None, result.content

@@ -64,6 +64,22 @@ async def test_each_transition_is_one_line_of_the_log(
     assert "swordfish" not in caplog.text
 
 
+async def test_a_sandbox_of_another_server_is_adopted(
+    manager: SandboxManager, engine: EngineAddress, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = SessionKey(uuid.uuid4().hex, "analysis")
+    async with manager.lease(key):
+        pass
+    caplog.set_level(logging.INFO, LOGGER)
+    async with SandboxManager(manager._settings, connect=manager._control._connect) as another:
+        async with another.lease(key):
+            pass
+        assert await another.end_session(key)
+    assert [line.split()[0] for line in lines(caplog)] == [
+        *("connected", "extended", "adopted", "leased", "released", "killed"),
+    ]
+
+
 async def test_a_loss_a_limit_and_a_cancellation_are_told(
     manager: SandboxManager, caplog: pytest.LogCaptureFixture
 ) -> None:

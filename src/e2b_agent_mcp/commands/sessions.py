@@ -16,6 +16,8 @@ from e2b_agent_mcp.rendering.sessions import (
 )
 from e2b_agent_mcp.settings import Settings
 
+WARM = "(kept warm)"  # sandboxes that no session has yet
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -61,7 +63,7 @@ async def spending(settings: Settings, month: str | None) -> Report:
             "total": spent_entry(found.total),
             "warning": found.verdict.refusal or found.verdict.warning,
         },
-        rows=[{"session": name, **_spent(found.sessions[name])} for name in names],
+        rows=[{"session": name or WARM, **_spent(found.sessions[name])} for name in names],
         lines=[spending_line(found, found.total)],
     )
 

@@ -93,7 +93,8 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Spending:
-    """What an owner has spent in a month, per session and in all."""
+    """What an owner has spent in a month, per session and in all; with an empty name, for
+    sandboxes kept warm until a session claimed them."""
 
     month: str  # 2026-11
     sessions: Mapping[str, Spent]

@@ -186,6 +186,8 @@ class Opener:
             return False
         finally:
             session.slot.starting = False
+        if session.slot.sandbox_id != found.sandbox_id:
+            self.transitions.tell("adopted", found.sandbox_id, key=session.key)
         today = datetime.now(UTC)
         ran = 0.0 if found.paused else max(0.0, (today - found.started_at).total_seconds())
         self.keeper.hold(session, handle, found.generation, ran=ran, age=found.age(today))
