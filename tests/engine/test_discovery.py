@@ -149,37 +149,40 @@ async def test_an_idle_engine_ends_by_itself(options: EngineOptions) -> None:
     assert not options.runtime_file.exists()
 
 
-async def test_the_next_engine_finds_the_files_of_one_that_was_killed(
+async def test_programs_go_on_with_the_files_of_an_engine_that_was_killed(
     options: EngineOptions,
 ) -> None:
-    killed = await ensure_ready(options)
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        fixed = replace(options, port=reserved.getsockname()[1])
+    killed = await ensure_ready(fixed)
     old = client(killed).AsyncSandbox
     running, paused = [await old.create(timeout=600, metadata={"n": str(n)}) for n in range(2)]
     ended = await old.create(timeout=1)
+    await running.run_code("x = 1")
     for sandbox in (running, paused):
         await sandbox.files.write("kept.txt", "kept")
-        await sandbox.run_code("x = 1")
     await paused.pause()
     end_at = (await running.get_info()).end_at
     os.kill(killed.pid, signal.SIGKILL)
-    assert await find(options) is None
+    assert await find(fixed) is None
 
-    new = client(await ensure_ready(options)).AsyncSandbox
+    next_one = await ensure_ready(fixed)
+    assert (next_one.api_url, next_one.api_key) == (killed.api_url, killed.api_key)
     for sandbox in (running, paused):
-        info = await new.get_info(sandbox.sandbox_id)
-        assert info.state is SandboxState.PAUSED
-        resumed = await new.connect(sandbox.sandbox_id, timeout=60)
-        assert await resumed.files.read("kept.txt") == "kept"
-        execution = await resumed.run_code("x")
-        assert execution.error is not None
-        assert execution.error.name == "NameError"
-        assert execution.execution_count == 1
-    assert (await new.get_info(running.sandbox_id)).end_at < end_at
+        assert (await sandbox.get_info()).state is SandboxState.PAUSED
+        await sandbox.connect(timeout=60)
+        assert await sandbox.files.read("kept.txt") == "kept"
+    execution = await running.run_code("x")
+    assert execution.error is not None
+    assert execution.error.name == "NameError"
+    assert execution.execution_count == 1
+    assert (await running.get_info()).end_at < end_at
     with pytest.raises(SandboxNotFoundException):
-        await new.get_info(ended.sandbox_id)
+        await ended.get_info()
     for sandbox in (running, paused):
-        assert await new.kill(sandbox.sandbox_id)
-    assert list(options.homes_dir.iterdir()) == list(options.records_dir.iterdir()) == []
+        assert await sandbox.kill()
+        assert not (options.homes_dir / sandbox.sandbox_id).exists()
+    assert list(options.records_dir.iterdir()) == []
 
 
 async def test_an_idle_engine_with_other_options_is_replaced(options: EngineOptions) -> None:
@@ -258,20 +261,6 @@ async def test_a_folder_that_others_can_write_is_refused(options: EngineOptions)
 def test_only_loopback_is_served() -> None:
     with pytest.raises(EngineError, match="loopback"):
         EngineOptions(host="0.0.0.0")
-
-
-async def test_programs_may_go_on_with_the_next_engine(options: EngineOptions) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        fixed = replace(options, port=reserved.getsockname()[1])
-    old = await ensure_ready(fixed)
-    sandbox = await client(old).AsyncSandbox.create(timeout=600)
-    await sandbox.files.write("kept.txt", "kept")
-    os.kill(old.pid, signal.SIGKILL)
-    new = await ensure_ready(fixed)
-    assert (new.api_url, new.api_key) == (old.api_url, old.api_key)
-    await sandbox.connect(timeout=60)
-    assert await sandbox.files.read("kept.txt") == "kept"
-    assert (options.state_dir / "engine.key").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_key_that_others_can_read_is_replaced(fresh_options: EngineOptions) -> None:

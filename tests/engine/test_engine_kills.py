@@ -46,7 +46,7 @@ async def test_a_killed_engine_loses_nothing_that_it_had_answered_for(
     chance = random.Random(seed)
     known = Known()
     try:
-        for number in range(rounds(few=2, many=60)):
+        for number in range(rounds(few=1, many=60)):
             address = await ensure_ready(fresh_options)
             e2b = client(address)
             await check(e2b, known, fresh_options)
