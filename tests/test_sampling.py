@@ -241,6 +241,40 @@ async def test_tasks_cancel_ends_a_task_that_waits_for_its_clients_model(
         await client.call_tool("end_session", {})
 
 
+@pytest.mark.parametrize("tool", ["run_agent_task", "get_agent_task"])
+async def test_a_later_round_that_is_cancelled_means_what_the_first_would(
+    keyless: Settings, tool: str
+) -> None:
+    """run_agent_task cancels its task, get_agent_task only looks."""
+    model = Model(code("print('begun')\nimport time\ntime.sleep(3600)"))
+    async with Client(create_server(keyless), sampling_callback=model) as client:
+        begun, arguments = anyio.Event(), {"task": "x"}
+        if tool == "get_agent_task":
+            task = await call(client, "run_agent_task", task="x", wait=0)
+            arguments = {"task_id": task["task_id"]}
+
+        async def hear(progress: float, total: float | None, message: str | None) -> None:
+            if "begun" in (message or ""):
+                begun.set()
+
+        async with anyio.create_task_group() as calls:
+
+            async def wait() -> None:
+                await client.call_tool(tool, arguments, progress_callback=hear)
+
+            calls.start_soon(wait)
+            with anyio.fail_after(60):
+                await begun.wait()
+            calls.cancel_scope.cancel()
+        if tool == "get_agent_task":
+            task = await call(client, tool, **arguments, wait=1)
+            assert task["status"] == "working"
+            await client.call_tool("cancel_agent_task", arguments)
+        with anyio.fail_after(30):
+            assert (await call(client, "run_python", code="'free'"))["text"] == "free"
+        await client.call_tool("end_session", {})
+
+
 @ERAS
 async def test_a_client_that_refuses_to_ask_its_model_ends_the_task_with_its_words(
     keyless: Settings, mode: str

@@ -150,7 +150,7 @@ class AgentTools:
         )
         # A client that looks after tasks does so from the start.
         default = 0.0 if declares_tasks(ctx.request_context) else self._settings.agent.wait
-        return await self._wait(ctx, caller, run, default if wait is None else wait)
+        return await self._wait(ctx, caller, run, default if wait is None else wait, owns=True)
 
     async def get_agent_task(
         self, task_id: TaskIdArgument, ctx: Context[None], wait: WaitArgument = None
@@ -160,9 +160,8 @@ class AgentTools:
         """
         caller = current_caller()
         get = partial(self._calls.tasks.get, caller.owner, task_id)
-        return await self._wait(
-            ctx, caller, get, self._settings.agent.wait if wait is None else wait
-        )
+        wait = self._settings.agent.wait if wait is None else wait
+        return await self._wait(ctx, caller, get, wait, owns=False)
 
     async def _wait(
         self,
@@ -170,12 +169,16 @@ class AgentTools:
         caller: Caller,
         call: Callable[..., Awaitable[TaskRecord]],
         wait: float,
+        *,
+        owns: bool,
     ) -> CallToolResult | InputRequiredResult:
-        """The task at its end or as it stands, or what the client is to be asked for it first."""
+        """The task at its end or as it stands, or what the client is to be asked for it first.
+
+        `owns`: when the call is cancelled, so is the task."""
         tasks, model = self._calls.tasks, ClientModel(ctx)
         if model.task_id:  # a further round of the same call
             model.deliver(tasks, caller.owner)
-            call = partial(tasks.get, caller.owner, model.task_id, follow=True)
+            call = partial(tasks.get, caller.owner, model.task_id, follow=owns)
         async with self._calls.reporting(ctx) as progress:
             record = await call(
                 wait=wait,
