@@ -62,8 +62,13 @@ class BackgroundCall:
 
         async def tell(progress: float, total: float | None, message: str | None) -> None:
             self.words, self.changed_at = message or self.words, time.time()
-            if not self.handed_over:
+            if self.handed_over:
+                return
+            try:
                 await report(progress, total, message)
+            except Exception:  # whatever the transport raises for a request that was answered
+                if not self.handed_over:
+                    raise
 
         return tell
 
