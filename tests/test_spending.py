@@ -1,6 +1,7 @@
 """What a manager writes down of what its sandboxes cost, and what a spent budget refuses."""
 
 import signal
+import sqlite3
 import sys
 import time
 import uuid
@@ -14,6 +15,7 @@ from mcp import Client
 
 from e2b_agent_mcp import SandboxManager, SessionKey, create_server
 from e2b_agent_mcp.costs import Spent
+from e2b_agent_mcp.costs.ledger import FILE
 from e2b_agent_mcp.engine import EngineAddress
 from e2b_agent_mcp.errors import E2BAgentError, MonthlyBudgetError
 from e2b_agent_mcp.settings import (
@@ -240,6 +242,23 @@ async def test_a_warm_sandbox_is_spent_by_its_session_from_its_claim_on(
         assert (await spent(manager, "")).sandbox_seconds > 0
         for session in ("first", "second"):
             await manager.end_session(session)
+
+
+async def test_a_ledger_that_cannot_be_written_costs_no_call_and_is_made_up_for_later(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    settings = make_settings(CostSettings(vcpu_second=1.0, owner_budget=1e6))
+    async with SandboxManager(settings) as manager:
+        assert (await manager.spending()).sessions == {}
+        other = sqlite3.connect(tmp_path / "ledger" / FILE)
+        other.execute("BEGIN IMMEDIATE")  # as a server that hangs while it writes
+        try:
+            with anyio.fail_after(60):
+                async with manager.lease("analysis") as lease:
+                    assert (await lease.run_code("6 * 7")).execution.text == "42"
+        finally:
+            other.close()
+        assert (await spent(manager)).sandbox_seconds > 0
 
 
 async def test_two_servers_with_one_session_count_it_once(make_settings: MakeSettings) -> None:

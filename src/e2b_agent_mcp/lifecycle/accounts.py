@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -215,7 +216,8 @@ class Accounts:
         return await self._in_thread(self._accounts, month)
 
     def _accounts(self, month: Month) -> list[Account]:
-        self._write()
+        with suppress(sqlite3.Error):  # another server writes for long; reading never waits for it
+            self._write()
         return self._ledger.accounts(month, self._clock())
 
     # --- writing --------------------------------------------------------------------------------
