@@ -60,7 +60,7 @@ LONG_STAGES = [
     *(Stage(request=request, stage="after") for request in range(1, 4)),
     *(Stage(tool="list_files", route="rpc", stage=stage) for stage in ("before", "after")),
 ]
-ROUNDS = rounds(few=4, many=210)
+ROUNDS = rounds(few=3, many=210)
 
 
 @dataclass(eq=False)

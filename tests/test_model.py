@@ -6,12 +6,15 @@ answer shows what ran before it in the same sandbox, and the proxy's log what wa
 
 What holds, whatever happens: no code is sent to a live sandbox twice; what an answered call did is
 there in the next one, unless that says what was lost, and nothing is lost without a cause; a
-session has one sandbox; a call fails only if something failed; nothing is left in the end.
+session has one sandbox; a call fails only if something failed; nothing is left in the end, and what
+ran has been counted.
 """
 
 import ast
 import re
+import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -45,11 +48,12 @@ from e2b_agent_mcp.settings import SandboxSettings, Settings
 from faults import CONTROL, ROUTES, Exchange, Fault, FaultProxy, Route
 from rounds import rounds
 
-HISTORIES = rounds(few=2, many=100)
-STEPS = rounds(few=25, many=50)
+HISTORIES = rounds(few=1, many=100)
+STEPS = rounds(few=30, many=50)
 NAMES = ("a", "b", "c")
 MOST_SERVERS = 3
 DEADLINE = 120.0  # seconds for one step
+LATE = 2.0  # seconds that the account of what was spent may be off
 MOST = 2  # sandboxes that may run
 SETTINGS = Settings(sandboxes=SandboxSettings(idle_after=300, max=MOST))
 
@@ -153,6 +157,9 @@ class World:
         self._numbers = count(1)
         self._asked = anyio.Event()
         self.alone = True  # no server but the first has been there
+        self._started = self._looked = time.monotonic()
+        self._running: set[str] = set()  # sandboxes, when we looked last
+        self._ran = Counter[str]()  # seconds for which each session's sandbox ran at least
 
     def program(self, exchange: Exchange) -> Fault | None:
         self.log.append(exchange)
@@ -310,6 +317,7 @@ class World:
 
     async def check(self) -> None:
         listed = await self.listed()
+        self._count_seconds({sandbox: name for name, sandbox, s in listed if s == "running"})
         names = [name for name, _, _ in listed]
         assert len(names) == len({*names}), "a session has two sandboxes"
         if self.alone:  # several count each other's with a delay
@@ -321,6 +329,21 @@ class World:
             for number in re.findall(rb"# number (\d+)\.", exchange.body)
         ]
         assert len(reached) == len({*reached}), "code was sent to a sandbox twice"
+
+    def _count_seconds(self, running: dict[str, str]) -> None:
+        """What ran at both ends of a step ran during the step."""
+        since, self._looked = self._looked, time.monotonic()
+        for sandbox_id, name in running.items():
+            if sandbox_id in self._running:
+                self._ran[name] += self._looked - since
+        self._running = set(running)
+
+    async def _check_spending(self, server: Server) -> None:
+        spent = (await server.manager.spending(self.owner)).sessions
+        lived = time.monotonic() - self._started
+        for name in NAMES:
+            seconds = spent[name].sandbox_seconds
+            assert self._ran[name] - LATE <= seconds <= lived + LATE, f"spent by {name}"
 
     async def finish(self) -> None:
         """All servers crash; a new one finds every session, and can end it."""
@@ -334,6 +357,7 @@ class World:
         for name in NAMES:
             await self.end(self.servers[0], name)
         assert await self.listed() == []
+        await self._check_spending(self.servers[0])
         await self.crash(self.servers[0])
 
 
