@@ -618,24 +618,21 @@ class Orchestrator:
             listener.close()
 
     async def _greet(self, sandbox: Sandbox, box: Box) -> None:
-        """Tells the guest what it needs, and returns when it serves."""
+        """Tells the guest what it needs; a guest that answers serves."""
         told = {
             "envVars": dict(sandbox.spec.env_vars),
             "hostname": sandbox.id,
             "timestamp": self.clock.now(),
         }
-        for method, path, body in (
-            ("POST", "/init", json.dumps(told).encode()),
-            ("GET", "/health", b""),
-        ):
-            try:
-                status, _ = await exchange(sandbox.socket_path, method, path, body=body)
-            except GuestGone as exc:
-                # Nothing of a user has run yet: the guest's own words are safe to log.
-                logger.error("the guest of %s wrote: %s", sandbox.id, box.log[-GUEST_LOG_TAIL:])
-                raise LaunchError("the guest ended before it answered") from exc
-            if status not in (200, 204):
-                raise LaunchError(f"the guest answered {path} with {status}")
+        body = json.dumps(told).encode()
+        try:
+            status, _ = await exchange(sandbox.socket_path, "POST", "/init", body=body)
+        except GuestGone as exc:
+            # Nothing of a user has run yet: the guest's own words are safe to log.
+            logger.error("the guest of %s wrote: %s", sandbox.id, box.log[-GUEST_LOG_TAIL:])
+            raise LaunchError("the guest ended before it answered") from exc
+        if status != 204:
+            raise LaunchError(f"the guest answered /init with {status}")
 
     async def _stop(self, sandbox: Sandbox) -> None:
         if (machine := sandbox.machine) is not None:
