@@ -574,6 +574,23 @@ async def test_code_is_not_run_again_when_its_sandbox_is_lost(
         assert "ended while it was in use" in lease.lost
 
 
+async def test_a_run_that_never_reached_its_sandbox_costs_nothing(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    async with (
+        FaultProxy.serve(engine) as proxy,
+        SandboxManager(SETTINGS, connect=Connector(proxy.address)) as manager,
+    ):
+        async with manager.lease(key) as lease:
+            await text(lease, "x = 42")
+        proxy.program = Script(execute=[answer(502, as_json=False)])
+        with pytest.raises(SandboxError):
+            async with manager.lease(key) as lease:
+                await lease.run_code("x += 1", timeout=30)
+        async with manager.lease(key) as lease:
+            assert (await text(lease, "x"), lease.state, lease.lost) == ("42", "reused", "")
+
+
 async def test_a_paused_sandbox_is_resumed_with_its_variables(
     manager: SandboxManager, key: SessionKey, e2b: E2B
 ) -> None:

@@ -58,8 +58,8 @@ class Stopping(Access):
         try:
             before = self._session.executions
             if await self._answers(self._probe, KERNEL_GRACE):
-                # The run and the probe count; fewer, and E2B has started it afresh by itself.
-                return KEPT if self._session.executions >= before + 2 else RESTARTED
+                # The probe counts, and the run if it came there; one started afresh counts from 1.
+                return KEPT if self._session.executions > before else RESTARTED
             if await self._answers(self._restart_context, RESTART_LIMIT):
                 return RESTARTED
             found = await self._control.inspect(self._sandbox_id)
