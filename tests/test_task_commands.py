@@ -15,7 +15,13 @@ from e2b_agent_mcp.commands.terminal import safe
 from e2b_agent_mcp.engine import EngineAddress
 from scripted_llm import FOREVER, KEY, Reply, ScriptedLLM, code
 
-PLOT = "import matplotlib.pyplot as plt\nprint('row', 1)\nplt.plot([1, 2])\nplt.show()"
+LONG = "words = '" + "a " * 80 + "its end'"
+PLOT = f"""{LONG}
+import matplotlib.pyplot as plt
+print('row', 1)
+display('displayed')
+plt.plot([1, 2])
+plt.show()"""
 
 
 @pytest.fixture
@@ -73,7 +79,15 @@ def test_task_prints_the_answer_alone_on_stdout_and_the_steps_on_stderr(
     llm.script(code(PLOT, "I plot it."), code("final_answer({'a': [1, 2]})"))
     done = shell("task", "Plot it.", "--output", "plots")
     assert (done.returncode, json.loads(done.stdout)) == (0, {"a": [1, 2]})
-    for words in ("step 1", "I plot it.", "row 1", "completed: 2 steps", "cost unknown"):
+    for words in (
+        "step 1",
+        "I plot it.",
+        "row 1",
+        "displayed",
+        "end'",
+        "completed: 2 steps",
+        "cost unknown",
+    ):
         assert words in done.stderr
     assert (shell.folder / "plots" / "plot-1.png").read_bytes().startswith(b"\x89PNG")
 

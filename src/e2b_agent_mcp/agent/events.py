@@ -89,7 +89,7 @@ class CodeStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Text that the running code printed."""
+    """Text that the running code printed, and at its end what it displayed."""
 
     number: int
     text: str

@@ -120,6 +120,8 @@ class Workspace:
             )
         finally:
             self.seconds += time.monotonic() - started
+        for text in filter(None, map(_shown_text, run.execution.results)):
+            await self._on_output(f"{text}\n")
         # A note tells of an interpreter that was interrupted or started afresh.
         self._prepared = not run.note
         return observe(run, timeout=timeout)

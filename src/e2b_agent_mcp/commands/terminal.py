@@ -57,7 +57,8 @@ class TaskView:
             case CodeStarted(thought=thought, code=code):
                 self._stop_waiting()
                 self._print(thought.strip(), style="italic")
-                self._console.print(Syntax(safe(code.strip()), "python", theme="ansi_dark"))
+                shown = Syntax(safe(code.strip()), "python", theme="ansi_dark", word_wrap=True)
+                self._console.print(shown)
                 self._wait("running")
             case Output(text=text):
                 self._stop_waiting()
