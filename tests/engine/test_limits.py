@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +16,9 @@ from e2b_code_interpreter import CommandExitException
 from boxes import Boxes, said
 from conftest import Connector, client, running_engine, temporary_options
 from e2b_agent_mcp.engine.isolation import Isolation, Limits
-from e2b_agent_mcp.engine.isolation.cgroups import CONTROLLERS, Cgroups
+from e2b_agent_mcp.engine.isolation.cgroups import CONTROLLERS, Cgroups, remove_folder
 from e2b_agent_mcp.engine.isolation.delegation import _folder, _mounts, claim, survey
+from e2b_agent_mcp.engine.isolation.footprint import Footprint, measure_home
 from e2b_agent_mcp.engine.ward import Ward
 from e2b_agent_mcp.errors import SandboxLostError
 from e2b_agent_mcp.lifecycle import SandboxManager
@@ -220,21 +222,26 @@ async def test_a_box_cannot_leave_its_group(boxes: Boxes) -> None:
 
 
 @needs_memory
-async def test_groups_of_an_engine_that_was_killed_are_removed(isolation: Isolation) -> None:
-    parent = survey().folders["memory"]
-    left = parent / "e2b-agent-mcp-4194305-x"  # no process has this pid
-    (left / "box").mkdir(parents=True)
+@pytest.mark.skipif(survey().version != 1, reason="those of version 2 are systemd's to remove")
+async def test_groups_of_an_engine_that_was_killed_are_removed() -> None:
+    """Wherever it ran; those of an engine that lives are not."""
+    own = survey().folders["memory"]
+    root = next(p for p in own.parents if not (p.parent / "cgroup.procs").exists())
+    elsewhere = root / f"e2b-test-{secrets.token_hex(4)}"
+    left = [own / "e2b-boxes-x", elsewhere / "e2b-boxes-x"]
     try:
-        async with claim(survey()) as cgroups:
+        for folder in left:
+            (folder / "box").mkdir(parents=True)
+        async with claim(survey()) as living, claim(survey()) as cgroups:
+            assert not any(folder.exists() for folder in left)
+            assert living is not None
             assert cgroups is not None
-            assert not left.exists()
-            assert str(os.getpid()) in str(cgroups.folders["memory"])
+            assert living.folders["memory"].exists()
             mine = cgroups.folders["memory"]
         assert not mine.exists()
     finally:
-        if left.exists():
-            (left / "box").rmdir()
-            left.rmdir()
+        for folder in (*left, elsewhere):
+            remove_folder(folder)
 
 
 @pytest.mark.parametrize(
@@ -362,6 +369,26 @@ async def test_a_session_that_lost_its_sandbox_to_a_limit_is_told_which(
 async def _repeat(attack: Callable[[], Awaitable[object]]) -> None:
     while True:
         await attack()
+
+
+async def test_a_home_is_counted_whole_and_nothing_else(isolation: Isolation, home: Path) -> None:
+    """Links lead nowhere and count once, shut folders are opened, and counting ends when enough
+    was found."""
+    (home / "shut").mkdir()
+    (home / "shut/f").write_bytes(bytes(1 << 20))
+    os.link(home / "shut/f", home / "again")
+    (home / "out").symlink_to("/usr")
+    for number in range(100):
+        (home / f"name\n{number} 99999999 1 1").touch()
+    for path in (home / "shut", *home.iterdir()):
+        os.chown(path, isolation.owner.uid, isolation.owner.gid, follow_symlinks=False)
+    (home / "shut").chmod(0)
+
+    found = await measure_home(home, isolation.launcher, Footprint(1 << 40, 1 << 20))
+    assert found.files == 1 + 1 + 1 + 1 + 100  # the home itself, folder, file, link, empty files
+    assert 1 << 20 <= found.octets < 2 << 20
+    some = await measure_home(home, isolation.launcher, Footprint(1 << 40, 10))
+    assert some.files > 10
 
 
 async def test_one_file_stops_at_the_limit_and_nothing_is_killed(little: AsyncSandbox) -> None:

@@ -9,12 +9,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
 import secrets
 import subprocess
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SCOPE_TIMEOUT = 5.0  # seconds until systemd has moved the engine; usually 20 ms
-PREFIX = "e2b-agent-mcp-"  # and the engine's pid
+PREFIX = "e2b-boxes-"
+SWEPT_DEPTH = 4  # levels of groups
 MAIN = "main"  # with version 2 a group that has groups holds no process itself
 
 
@@ -96,39 +98,59 @@ def _survey_unified(own: Path) -> Delegation:
 @asynccontextmanager
 async def claim(delegation: Delegation) -> AsyncIterator[Cgroups | None]:
     """None, and a line in the log, when the host refuses what it seemed to allow."""
-    try:
-        cgroups, leave = await _claim(delegation)
-    except (OSError, TimeoutError, subprocess.SubprocessError) as exc:
-        logger.warning("no control groups: %s", exc)
-        cgroups, leave = None, []
-    try:
+    with ExitStack() as leave:
+        try:
+            cgroups = await _claim(delegation, leave)
+        except (OSError, TimeoutError, subprocess.SubprocessError) as exc:
+            logger.warning("no control groups: %s", exc)
+            cgroups = None
         yield cgroups
-    finally:
-        for folder in leave:
-            _vacate(folder)
 
 
-async def _claim(delegation: Delegation) -> tuple[Cgroups | None, list[Path]]:
+async def _claim(delegation: Delegation, leave: ExitStack) -> Cgroups | None:
     if delegation.version == 1:
-        return _claim_old(delegation.folders)
+        return _claim_old(delegation.folders, leave)
     if delegation.version == 2:
-        return await _claim_unified(delegation)
-    return None, []
+        return await _claim_unified(delegation, leave)
+    return None
 
 
-def _claim_old(folders: Mapping[Controller, Path]) -> tuple[Cgroups, list[Path]]:
+def _claim_old(folders: Mapping[Controller, Path], leave: ExitStack) -> Cgroups:
     made: dict[Controller, Path] = {}
-    name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    name = f"{PREFIX}{secrets.token_hex(6)}"
     for controller, folder in folders.items():
-        for left in folder.glob(f"{PREFIX}*"):
-            if not Path("/proc", left.name.removeprefix(PREFIX).partition("-")[0]).exists():
-                remove_folder(left)  # of an engine that was killed
+        _sweep(folder)
         made[controller] = folder / name
         made[controller].mkdir(exist_ok=True)
-    return Cgroups(1, made), list(dict.fromkeys(made.values()))
+        leave.callback(remove_folder, made[controller])
+        leave.callback(os.close, _hold(made[controller]))
+    return Cgroups(1, made)
 
 
-async def _claim_unified(delegation: Delegation) -> tuple[Cgroups, list[Path]]:
+def _hold(group: Path) -> int:
+    """Says that its engine lives, to whoever looks for groups that were left."""
+    fd = os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
+
+
+def _sweep(own: Path) -> None:
+    """Removes what engines that were killed have left, in whatever group they were."""
+    root = own
+    while (root.parent / "cgroup.procs").exists():
+        root = root.parent
+    for depth in range(SWEPT_DEPTH):
+        for left in root.glob("*/" * depth + f"{PREFIX}*"):
+            with suppress(OSError):  # locked: it is in use; gone: somebody else sweeps
+                fd = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    remove_folder(left)
+                finally:
+                    os.close(fd)
+
+
+async def _claim_unified(delegation: Delegation, leave: ExitStack) -> Cgroups:
     if delegation.by_systemd:
         await _ask_systemd()
         delegation = survey()
@@ -138,25 +160,23 @@ async def _claim_unified(delegation: Delegation) -> tuple[Cgroups, list[Path]]:
     if (own / "cgroup.type").exists():  # all but the root group
         main = own / MAIN
         main.mkdir(exist_ok=True)
+        leave.callback(_vacate, own)
         for pid in _pids(own):
             with suppress(ProcessLookupError):
                 (main / "cgroup.procs").write_text(pid)
     enabled = " ".join(f"+{name}" for name in delegation.folders)
     (own / "cgroup.subtree_control").write_text(enabled)
-    return Cgroups(2, delegation.folders), [own]
+    return Cgroups(2, delegation.folders)
 
 
 def _vacate(folder: Path) -> None:
     """As it was found; a scope is systemd's to remove."""
-    if (main := folder / MAIN).exists():
-        with suppress(OSError):
-            names = (folder / "cgroup.subtree_control").read_text().split()
-            (folder / "cgroup.subtree_control").write_text(" ".join(f"-{n}" for n in names))
-            for pid in _pids(main):
-                (folder / "cgroup.procs").write_text(pid)
-        remove_folder(main)
-    elif folder.name.startswith(PREFIX):
-        remove_folder(folder)
+    with suppress(OSError):
+        names = (folder / "cgroup.subtree_control").read_text().split()
+        (folder / "cgroup.subtree_control").write_text(" ".join(f"-{n}" for n in names))
+        for pid in _pids(folder / MAIN):
+            (folder / "cgroup.procs").write_text(pid)
+    remove_folder(folder / MAIN)
 
 
 async def _ask_systemd() -> None:
