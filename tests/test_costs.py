@@ -17,6 +17,7 @@ from e2b_agent_mcp.costs import (
     Ledger,
     Spent,
     Verdict,
+    dollars,
     judge,
     month_of,
     named_month,
@@ -135,13 +136,21 @@ def test_a_spent_budget_refuses_new_work_and_says_what_to_do(
 def test_a_warning_names_the_budget_that_it_comes_before() -> None:
     costs = CostSettings(owner_budget=5, owner_warning=4, warning=100)
     assert verdict(costs, 4.5, 90).warning == (
-        "$4.50 of $5.00, after which no new work starts: what your sandboxes and models have cost "
-        "in 2026-11 has reached costs.owner_warning."
+        "Your sandboxes and models have cost $4.50 in 2026-11, which costs.owner_warning warns of. "
+        "At $5.00 no new work starts."
     )
     assert verdict(costs, 0.001, 100).warning == (
-        "$100.00: what the server's sandboxes and models have cost in 2026-11 has reached "
-        "costs.warning."
+        "The server's sandboxes and models have cost $100.00 in 2026-11, which costs.warning "
+        "warns of."
     )
+
+
+@pytest.mark.parametrize(
+    ("amount", "shown"),
+    [(0, "$0.00"), (12.345, "$12.35"), (0.0021, "$0.0021"), (0.00002, "$0.00002"), (1e-9, "$0.00")],
+)
+def test_small_amounts_show_their_digits(amount: float, shown: str) -> None:
+    assert dollars(amount) == shown
 
 
 # The ledger

@@ -318,7 +318,7 @@ async def test_a_soft_budget_warns_and_goes_on(make_settings: MakeSettings) -> N
     async with SandboxManager(settings) as manager:
         manager.account_model(SessionKey(settings.local_owner, "report"), usd=1.5, tokens=1)
         async with manager.lease("analysis") as lease:
-            assert "has reached costs.owner_warning" in lease.warning
+            assert "which costs.owner_warning warns of" in lease.warning
             assert (await lease.run_code("6 * 7")).execution.text == "42"
 
 
@@ -363,4 +363,4 @@ async def test_over_mcp_a_soft_budget_is_a_note_in_the_result(make_settings: Mak
         result = await client.call_tool("run_python", {"code": "6 * 7"})
         assert result.structured_content is not None
         assert result.structured_content["text"] == "42"
-        assert "has reached costs.owner_warning" in result.structured_content["note"]
+        assert "which costs.owner_warning warns of" in result.structured_content["note"]

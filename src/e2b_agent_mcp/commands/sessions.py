@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from e2b_agent_mcp.costs import Spent
+from e2b_agent_mcp.costs import Spent, dollars
 from e2b_agent_mcp.lifecycle import SandboxManager, SessionInfo, Usage
 from e2b_agent_mcp.rendering.sessions import (
-    dollars,
     session_entry,
     share,
     spending_line,

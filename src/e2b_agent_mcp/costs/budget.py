@@ -119,8 +119,8 @@ def judge(costs: CostSettings, month: Month, *, owner: Spent, everyone: Spent) -
 def _refusal(name: str, whose: str, limit: float, spent: Spent, month: Month) -> Verdict:
     next_month = datetime.fromtimestamp(month.end, UTC)
     return Verdict(
-        refusal=f"No new work: {whose} budget for {month.name} is spent ({_dollars(spent.usd)} of "
-        f"{_dollars(limit)}, the limit of costs.{name}). Nothing was lost: sandboxes that run go "
+        refusal=f"No new work: {whose} budget for {month.name} is spent ({dollars(spent.usd)} of "
+        f"{dollars(limit)}, the limit of costs.{name}). Nothing was lost: sandboxes that run go "
         "on until they end or pause by themselves, and their files can still be read.",
         hint=f"Raise E2B_AGENT_MCP_COSTS_{name.upper()}, or wait until "
         f"{next_month:%Y-%m-%d} (UTC).",
@@ -129,12 +129,15 @@ def _refusal(name: str, whose: str, limit: float, spent: Spent, month: Month) ->
 
 def _warning(costs: CostSettings, name: str, whose: str, spent: Spent, month: Month) -> str:
     limit = getattr(costs, name)
-    of_limit = f" of {_dollars(limit)}, after which no new work starts" if limit else ""
+    then = f" At {dollars(limit)} no new work starts." if limit is not None else ""
     return (
-        f"{_dollars(spent.usd)}{of_limit}: what {whose} sandboxes and models have cost in "
-        f"{month.name} has reached costs.{name.replace('budget', 'warning')}."
+        f"{whose[0].upper()}{whose[1:]} sandboxes and models have cost {dollars(spent.usd)} in "
+        f"{month.name}, which costs.{name.replace('budget', 'warning')} warns of.{then}"
     )
 
 
-def _dollars(amount: float) -> str:
-    return f"${amount:.2f}" if amount >= 0.1 or not amount else f"${amount:.2g}"
+def dollars(amount: float) -> str:
+    """With cents, or as many digits as a small amount needs."""
+    if amount >= 0.1 or round(amount, 6) == 0:
+        return f"${amount:.2f}"
+    return f"${amount:.6f}".rstrip("0")

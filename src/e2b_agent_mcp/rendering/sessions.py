@@ -5,7 +5,7 @@ from datetime import datetime
 
 from mcp.types import CallToolResult
 
-from e2b_agent_mcp.costs import Spending, Spent
+from e2b_agent_mcp.costs import Spending, Spent, dollars
 from e2b_agent_mcp.lifecycle import SessionInfo, Usage
 from e2b_agent_mcp.rendering.plain import answer
 from e2b_agent_mcp.rendering.results import Session, SessionsResult, SpentResult, UsageNow
@@ -77,10 +77,6 @@ def spent_words(spent: SpentResult) -> str:
     words = f"{spent['sandbox_seconds']:.0f} s of sandbox"
     usd = spent["sandbox_usd"] + spent["model_usd"]
     return f"{words} and {dollars(usd)}" if usd else words
-
-
-def dollars(amount: float) -> str:
-    return f"${amount:.2f}" if amount >= 0.995 or not amount else f"${amount:.4f}"
 
 
 def share(used: int, total: int) -> str:
