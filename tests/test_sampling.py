@@ -342,3 +342,5 @@ async def test_over_http(http: Server, kind: str) -> None:
         task = await call(client, "run_agent_task", task="Count.", **limit)
         assert task["answer"] == 42
         await client.call_tool("end_session", {"session": task["session"]})
+    maps = Path(f"/proc/{http.process.pid}/maps").read_text()
+    assert "tiktoken" not in maps  # litellm's: nothing that takes ten seconds is loaded

@@ -1,4 +1,5 @@
 """Loads smolagents and litellm: ten seconds of CPU, so in a thread and once, by the first run.
+Most of it is litellm's, which an agent that works with its client's model does without.
 
 Both read a `.env` file on import, and litellm fetches a price list from the network: neither is
 wanted in a server. They look only at the environment, so it is changed around their import; this
@@ -22,20 +23,20 @@ _loading = threading.Lock()
 _loaded = False
 
 
-def load() -> None:
+def load(*, with_litellm: bool = True) -> None:
     """Blocks; call it in a thread. The first call of a model is as quick afterwards as any."""
     global _loaded
-    with _loading:
-        if not _loaded:
-            with _environment(_QUIET):
-                _import()
+    with _loading, _environment(_QUIET):
+        import smolagents  # noqa: F401
+
+        if with_litellm and not _loaded:
+            _import_litellm()
             asyncio.run(_warm_up())
             _loaded = True
 
 
-def _import() -> None:
+def _import_litellm() -> None:
     import litellm
-    import smolagents  # noqa: F401
 
     litellm.suppress_debug_info = True  # it prints to stdout
     litellm.telemetry = False

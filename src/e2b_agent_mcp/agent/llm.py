@@ -95,6 +95,10 @@ class Llm:
         self._client = client
 
     @property
+    def needs_litellm(self) -> bool:
+        return any(choice.model != CLIENT for choice in self._choices)
+
+    @property
     def price(self) -> Price | None:
         """Of the model that is asked first."""
         return price(self._choices[0].model)
@@ -274,6 +278,8 @@ def sees(model: str) -> bool:
 # Any: the entries' values are of many types.
 def _entry(model: str) -> Mapping[str, Any]:
     """litellm's own look-up may ask a server over the network, in the middle of the event loop."""
+    if model == CLIENT:
+        return {}
     import litellm
 
     provider, _, name = model.partition("/")

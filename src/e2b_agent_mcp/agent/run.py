@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -62,9 +63,10 @@ async def ignore(event: AgentEvent) -> None:
     pass
 
 
-async def preload() -> None:
+async def preload(*, with_litellm: bool = True) -> None:
     """Loads smolagents and litellm in a thread, ahead of the first run."""
-    await to_thread.run_sync(libraries.load, abandon_on_cancel=True)
+    load = partial(libraries.load, with_litellm=with_litellm)
+    await to_thread.run_sync(load, abandon_on_cancel=True)
 
 
 class AgentRunner:
@@ -156,7 +158,7 @@ class AgentRunner:
         )
 
     async def _run(self) -> None:
-        await preload()
+        await preload(with_litellm=self._llm.needs_litellm)
         facts = await self._workspace.prepare()
         self._prompt = task_prompt(self._task, facts, self._lease.lost)
         await self._bridge.run(self._work)
