@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -18,7 +18,7 @@ from e2b import SandboxQuery
 from e2b_code_interpreter import E2B
 
 import e2b_agent_mcp
-from conftest import Connector, running_engine
+from conftest import Connector, running_engine, temporary_options
 from e2b_agent_mcp.connection import engine_options
 from e2b_agent_mcp.engine import EngineAddress, EngineOptions, find, stop
 from e2b_agent_mcp.errors import (
@@ -35,6 +35,7 @@ from e2b_agent_mcp.lifecycle import (
     Lease,
     Run,
     SandboxManager,
+    control,
     output,
     stopping,
 )
@@ -203,8 +204,12 @@ async def test_a_call_cancelled_while_creating_leaves_the_sandbox_to_the_next(
         assert [s.sandbox_id for s in await manager.list_sessions(key.owner)] == [lease.sandbox_id]
 
 
-async def test_a_busy_e2b_is_asked_until_it_is_not(engine: EngineAddress, key: SessionKey) -> None:
+async def test_a_busy_e2b_is_asked_until_it_is_not(
+    engine: EngineAddress, key: SessionKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More refusals than the SDK's own attempts, and than those that a failure gets."""
+    monkeypatch.setattr(control, "BUSY_DELAY", 0.1)
+    monkeypatch.setattr(control, "RETRY_DELAYS", (0.1, 0.1))
     async with FaultProxy.serve(engine) as proxy:
         proxy.program = Script(create=[answer(429)] * 4 + [answer(503, retry_after=0)] * 8)
         async with SandboxManager(SETTINGS, connect=Connector(proxy.address)) as manager:
@@ -235,7 +240,7 @@ async def test_a_busy_e2b_is_waited_for_no_longer_than_a_creation_may_take(
 ) -> None:
     async with FaultProxy.serve(engine) as proxy:
         proxy.program = Always(answer(503), "create")
-        hasty = limited(create_timeout=4)
+        hasty = limited(create_timeout=2)
         async with SandboxManager(hasty, connect=Connector(proxy.address)) as manager:
             with pytest.raises(SandboxUnavailableError, match="busy"), anyio.fail_after(20):
                 async with manager.lease(key):
@@ -661,52 +666,54 @@ async def test_a_leased_sandbox_outlives_its_timeout(
 # The plan's longest run, and a sandbox's age
 
 
+@pytest.fixture(scope="module")
+def short_runs() -> Iterator[EngineAddress]:
+    """An engine whose plan lets a sandbox run for a minute."""
+    with temporary_options(longest_run=60) as options, running_engine(options) as address:
+        yield address
+
+
 async def test_a_plans_longest_run_is_learnt_and_a_session_outlives_it(
-    fresh_options: EngineOptions,
+    short_runs: EngineAddress,
 ) -> None:
-    key = SessionKey("ann", "analysis")
+    key = SessionKey(uuid.uuid4().hex, "analysis")
     passed = 0.0
-    with running_engine(replace(fresh_options, longest_run=60)) as short:
-        settings = limited(idle_after=3600)
-        async with SandboxManager(
-            settings, connect=Connector(short), clock=lambda: time.monotonic() + passed
-        ) as manager:
+    async with SandboxManager(
+        limited(idle_after=3600),
+        connect=Connector(short_runs),
+        clock=lambda: time.monotonic() + passed,
+    ) as manager:
+        async with manager.lease(key) as first:
+            assert first.state == "created"
+            await text(first, "x = 42")
+        (before,) = await manager.list_sessions(key.owner)
+        assert before.end_at.timestamp() <= time.time() + 60
+        passed = 31
+        async with manager.lease(key) as second:
+            assert await text(second, "x") == "42"
+            assert (second.sandbox_id, second.lost) == (first.sandbox_id, "")
+        (after,) = await manager.list_sessions(key.owner)
+        assert after.end_at > before.end_at
+        await manager.end_session(key)
 
-            async def end_at() -> float:
-                (listed,) = await manager.list_sessions(key.owner)
-                return listed.end_at.timestamp()
 
-            async with manager.lease(key) as first:
-                assert first.state == "created"
-                await text(first, "x = 42")
-            longest = await end_at()
-            assert longest <= time.time() + 60
+async def test_a_run_that_nears_its_longest_in_a_lease_is_renewed_afterwards(
+    short_runs: EngineAddress,
+) -> None:
+    key = SessionKey(uuid.uuid4().hex, "analysis")
+    passed = 0.0
+    async with SandboxManager(
+        limited(idle_after=3600),
+        connect=Connector(short_runs),
+        clock=lambda: time.monotonic() + passed,
+    ) as manager:
+        async with manager.lease(key):
             passed = 31
-            async with manager.lease(key) as second:
-                assert await text(second, "x") == "42"
-                assert (second.sandbox_id, second.lost) == (first.sandbox_id, "")
-            assert await end_at() > longest
-            await manager.end_session(key)
-
-
-async def test_a_run_that_ends_its_plan_in_a_lease_is_renewed_afterwards(
-    fresh_options: EngineOptions,
-) -> None:
-    key = SessionKey("ann", "analysis")
-    passed = 0.0
-    with running_engine(replace(fresh_options, longest_run=60)) as short:
-        async with SandboxManager(
-            limited(idle_after=3600),
-            connect=Connector(short),
-            clock=lambda: time.monotonic() + passed,
-        ) as manager:
-            async with manager.lease(key):
-                passed = 31
-            (before,) = await manager.list_sessions(key.owner)
-            with anyio.fail_after(60):
-                while (await manager.list_sessions(key.owner))[0].end_at <= before.end_at:
-                    pass
-            await manager.end_session(key)
+        (before,) = await manager.list_sessions(key.owner)
+        with anyio.fail_after(60):
+            while (await manager.list_sessions(key.owner))[0].end_at <= before.end_at:
+                pass
+        await manager.end_session(key)
 
 
 async def test_a_sandbox_beyond_its_age_is_replaced_between_two_calls(
