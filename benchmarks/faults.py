@@ -4,9 +4,9 @@
 
 An engine of its own, the manager, and between them the proxy of the tests. A call's code adds a
 number to a list and shows the list, so that every answer can be checked against those before it. A
-call that ends with one of the manager's errors is not wrong, if it says so; one that answers what
-is not so, runs code twice or loses what was answered is. Afterwards, without faults, every session
-is looked at and ended: what the engine then still has is a leak.
+call that ends with one of the manager's errors is not wrong, nor one that tells what was lost; one
+that answers what is not so, runs code twice or loses in silence what was answered is. Afterwards,
+without faults, every session is looked at and ended: what the engine then still has is a leak.
 """
 
 import ast
@@ -62,11 +62,16 @@ class Session:
         self.done = {*ran}
         return ""
 
+    def lose(self) -> None:
+        """A loss that was told."""
+        self.done.clear()
+
 
 @dataclass(eq=False)
 class Report:
     times: list[float] = field(default_factory=list)  # seconds of each call
     errors: Counter[str] = field(default_factory=Counter)
+    losses: Counter[str] = field(default_factory=Counter)  # in the words of the result
     wrong: list[str] = field(default_factory=list)
 
 
@@ -83,8 +88,9 @@ async def call(manager: SandboxManager, session: Session, number: int, report: R
     finally:
         report.times.append(time.perf_counter() - started)
     if lease.lost:
-        report.wrong.append(f"{session.name}: a sandbox that is there was taken for lost")
-    elif run.status == "timeout":
+        report.losses[lease.lost] += 1
+        session.lose()
+    if run.status == "timeout":
         report.errors["timeout"] += 1
     elif problem := session.check(number, "".join(run.execution.logs.stdout)):
         report.wrong.append(f"{session.name}: {problem}")
@@ -122,6 +128,7 @@ async def main(engine: EngineAddress, sessions: int, calls: int, seed: int) -> N
     print(f"                {statistics.median(report.times) * 1e3:7.0f} ms median")
     print(f"requests        {requests:7}   failed {met.total()}: {dict(met.most_common())}")
     print(f"errors told     {report.errors.total():7}   {dict(report.errors.most_common())}")
+    print(f"losses told     {report.losses.total():7}   {dict(report.losses)}")
     print(f"errors after    {after.errors.total():7}   {dict(after.errors)}")
     print(f"wrong results   {len(report.wrong + after.wrong):7}   {report.wrong + after.wrong}")
     print(f"leaks           {leaks:7}")

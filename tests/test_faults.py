@@ -33,7 +33,7 @@ HASTY = Settings(
 SIDE_BY_SIDE = 5  # cases; most of their time they wait
 RUN_LIMIT = 5.0  # seconds
 DEADLINE = 60.0  # seconds for one call, whatever happens: three attempts of several requests
-ONCE = rounds(few=3, many=100)  # faults of each route
+ONCE = rounds(few=2, many=100)  # faults of each route
 OUTAGES = rounds(few=1, many=100)  # of each operation
 
 FAULTS: dict[str, Fault] = {

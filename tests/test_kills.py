@@ -30,7 +30,7 @@ from test_stdio import COMMAND, environment
 
 LANES = rounds(few=1, many=3)  # chains of servers, side by side
 LIFE = 600  # seconds that an unused sandbox lives
-DEADLINE = 120.0  # seconds for one step of a round
+DEADLINE = 400.0  # seconds for one round; a server takes one to start where many others run
 LONGEST_LINE = 10_000_000  # bytes
 
 Tool = Literal["run_python", "end_session", "list_files"]
@@ -60,7 +60,7 @@ LONG_STAGES = [
     *(Stage(request=request, stage="after") for request in range(1, 4)),
     *(Stage(tool="list_files", route="rpc", stage=stage) for stage in ("before", "after")),
 ]
-ROUNDS = rounds(few=3, many=210)
+ROUNDS = rounds(few=2, many=210)
 
 
 @dataclass(eq=False)
@@ -246,7 +246,7 @@ def chosen_stages() -> list[Stage]:
     return [*every, *random.choices(every, k=ROUNDS - len(every))]
 
 
-@pytest.mark.timeout(rounds(few=240, many=7200))
+@pytest.mark.timeout(rounds(few=600, many=7200))
 async def test_a_server_killed_at_any_stage_loses_no_session_and_leaves_no_sandbox(
     engine: EngineAddress,
 ) -> None:

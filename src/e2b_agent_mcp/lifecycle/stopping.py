@@ -114,7 +114,8 @@ class Stopping(Access):
         if self._session.executions and not self._session.resumed:
             return
         self._session.unsettled = True  # until it answers
-        await self._data("starting the interpreter", self._probe)
+        limit = self._settings.sandboxes.create_timeout
+        await self._data("starting the interpreter", self._probe, limit)
         self._session.unsettled = False
         if self._session.resumed and self._session.executions == 1:
             self.tell_loss(EXPLAIN_REBOOTED)
