@@ -283,9 +283,12 @@ async def measure_files(folder: Path, rounds: int) -> None:
         # The client that the SDK transfers files with.
         transport = get_transport(sandbox.connection_config, http_version="1.1")
         client = httpx.AsyncClient(transport=transport, timeout=60)
-        url = opened.enter_context(file_server(folder / "file"))
+        url, server = opened.enter_context(file_server(folder / "file"))
         clocks = {
-            name: (Clock(f"ours, {name}"), Clock(f"uvicorn, {name}"))
+            name: (
+                Clock(f"ours, {name}", running.processes),
+                Clock(f"uvicorn, {name}", lambda: [server]),
+            )
             for name in ("up (multipart)", "up (octet-stream)", "down (bytes)", "down (stream)")
         }
 
@@ -327,6 +330,7 @@ async def measure_files(folder: Path, rounds: int) -> None:
                 for pair in clocks.values():
                     for clock in pair:
                         clock.wall.clear()
+                        clock.cpu.clear()
         for ours, reference in clocks.values():
             compare(ours, reference, 1.5)
 

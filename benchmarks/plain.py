@@ -81,8 +81,8 @@ async def execute(client: AsyncKernelClient, code: str) -> dict[str, object]:
 
 
 @contextmanager
-def file_server(file: Path) -> Iterator[str]:
-    """A uvicorn that keeps one file and gives it back; its URL."""
+def file_server(file: Path) -> Iterator[tuple[str, int]]:
+    """A uvicorn that keeps one file and gives it back; its URL and pid."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         process = subprocess.Popen(
@@ -91,7 +91,7 @@ def file_server(file: Path) -> Iterator[str]:
             pass_fds=[listener.fileno()],
         )
     try:
-        yield url
+        yield url, process.pid
     finally:
         process.terminate()
         process.wait()
