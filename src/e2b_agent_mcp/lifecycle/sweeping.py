@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 import anyio
 
+from e2b_agent_mcp.errors import E2BAgentError
 from e2b_agent_mcp.lifecycle.claims import Claims
 from e2b_agent_mcp.lifecycle.control import Control
 from e2b_agent_mcp.lifecycle.session import Session
@@ -53,6 +54,8 @@ class Sweeper:
             for owner in (None, *sorted(self._owners)):
                 try:
                     await self.prune(owner)
+                except E2BAgentError as exc:
+                    logger.warning("paused sandboxes not looked after: %s", exc.message)
                 except Exception:
                     # No call depends on it, and the next one may succeed.
                     logger.warning("paused sandboxes not looked after", exc_info=True)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.abc import TaskGroup
 
+from e2b_agent_mcp.errors import E2BAgentError
 from e2b_agent_mcp.lifecycle.claims import Claims
 from e2b_agent_mcp.lifecycle.control import Control
 from e2b_agent_mcp.pool import Maker, Pool, SessionKey, is_secret
@@ -105,6 +106,9 @@ class WarmPool:
                     await self._extend(owner, shelf)
                     await self._fill(owner, shelf)
                 pause = self._pool.heartbeat
+            except E2BAgentError as exc:
+                logger.warning("no warm sandbox for owner=%s: %s", owner, exc.message)
+                pause = RETRY_PAUSE
             except Exception:
                 # No call depends on it, and the next one may succeed.
                 logger.warning("no warm sandbox for owner=%s", owner, exc_info=True)
