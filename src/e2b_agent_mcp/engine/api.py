@@ -333,9 +333,7 @@ class ControlPlane:
 
     def _described(self, sandbox: Sandbox) -> Json:
         options = self._orchestrator.options
-        unresponsive = sandbox.state is State.PAUSED and sandbox.paused_unresponsive
         return {
-            **({"envdUnresponsiveAtPause": True} if unresponsive else {}),
             "templateID": sandbox.spec.template,
             "alias": sandbox.spec.template,
             "sandboxID": sandbox.id,
@@ -546,12 +544,9 @@ def _absent(path: str, what: str) -> Route:
 
 async def _refusal(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, Refusal)
-    body = {"code": exc.status, "message": exc.message}
-    if exc.error_code:
-        body["error_code"] = exc.error_code
     # The SDKs repeat what was refused as busy; nothing here is better a second later.
     headers = {"Should-Retry": "false"} if isinstance(exc, Busy) else None
-    return JSONResponse(body, exc.status, headers=headers)
+    return error(exc.status, exc.message, headers)
 
 
 async def _http_error(request: Request, exc: Exception) -> Response:

@@ -11,7 +11,6 @@ EngineError
     ├── SnapshotNotFound   404
     ├── TemplateNotFound   404
     ├── Conflict           409
-    ├── GuestUnresponsive  409
     ├── KeyReused          422
     ├── TooManySandboxes   429
     ├── NotSupported       501
@@ -46,7 +45,6 @@ class Refusal(EngineError):
     """Answered to the client as E2B's error body; every message may leave the host."""
 
     status = 400
-    error_code = ""  # one of E2B's, where its SDKs know one
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -80,10 +78,6 @@ class TemplateNotFound(Refusal):
 
 class Conflict(Refusal):
     status = 409
-
-
-class GuestUnresponsive(Conflict):
-    error_code = "sandbox_snapshot_guest_agent_unresponsive"
 
 
 class Busy(Refusal):

@@ -31,7 +31,6 @@ from .errors import (
     Busy,
     Conflict,
     EngineError,
-    GuestUnresponsive,
     KeyReused,
     LaunchError,
     LaunchRefused,
@@ -328,13 +327,11 @@ class Orchestrator:
             self.find(sandbox_id)  # it may have ended while we waited
             if sandbox.state is State.PAUSED:
                 raise Conflict(f"Sandbox {sandbox_id} is already paused")
-            answers = await self._answers(sandbox)
-            if strict and not answers:
+            if strict and not await self._answers(sandbox):
                 raise Busy(
                     f"Sandbox {sandbox_id} does not answer and was not paused. "
                     "Pause it in mode 'full', or kill it"
                 )
-            sandbox.paused_unresponsive = not answers
             await self._pause(sandbox, mode)
 
     async def _answers(self, sandbox: Sandbox) -> bool:
@@ -411,10 +408,6 @@ class Orchestrator:
             box.thaw()
 
     async def _resume(self, sandbox: Sandbox, *, restore_memory: bool) -> None:
-        if sandbox.paused_unresponsive and restore_memory and sandbox.machine is not None:
-            raise GuestUnresponsive(
-                f"Sandbox {sandbox.id} did not answer when it was paused: its memory is of no use"
-            )
         if not restore_memory:
             sandbox.pause_mode = PauseMode.FILESYSTEM
             await self._stop(sandbox)

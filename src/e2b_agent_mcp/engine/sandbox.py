@@ -103,7 +103,6 @@ class Sandbox:
     traffic_token: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
     state: State = State.RUNNING
     pause_mode: PauseMode | None = None
-    paused_unresponsive: bool = False  # its guest did not answer: its memory is not worth resuming
     machine: Machine | None = None
     disk: tuple[float, int] | None = None  # when what the home holds was counted, and the bytes
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=METRICS_KEPT))
