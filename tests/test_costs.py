@@ -1,9 +1,9 @@
 """Prices, months and budgets; and the ledger, which has to be right whenever it is asked."""
 
-import multiprocessing
-import os
 import signal
 import sqlite3
+import subprocess
+import sys
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -284,24 +284,34 @@ def test_a_folder_that_cannot_be_written_costs_only_memory(tmp_path: Path) -> No
     assert seconds(ledger, 60) == 60
 
 
-def report_and_die(folder: Path, number: int) -> None:
-    ledger = Ledger(lambda: folder)
-    ledger.write([partial(ledger.ran, interval(0, 600, sandbox_id=f"i{number}"))])
-    os.kill(os.getpid(), signal.SIGKILL)
+REPORT_AND_DIE = """
+import os, signal, sys
+from functools import partial
+from pathlib import Path
+from e2b_agent_mcp.costs import Interval, Ledger
+from e2b_agent_mcp.pool import SessionKey
+
+ledger = Ledger(lambda: Path(sys.argv[1]))
+start = float(sys.argv[2])
+interval = Interval(
+    key=SessionKey("ann", "analysis"), creation="c", sandbox_id=f"i{os.getpid()}",
+    started_at=start, ends_at=start + 600, usd_per_second=0.5,
+)
+sys.stdin.read()
+ledger.write([partial(ledger.ran, interval)])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_servers_that_report_at_once_and_are_killed_lose_no_report(
     ledger: Ledger, tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("spawn")
-    servers = [
-        context.Process(target=report_and_die, args=(tmp_path, number)) for number in range(4)
-    ]
+    command = [sys.executable, "-c", REPORT_AND_DIE, str(tmp_path), str(START)]
+    servers = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(4)]
     for server in servers:
-        server.start()
-    for server in servers:
-        server.join(60)
-    assert [server.exitcode for server in servers] == [-signal.SIGKILL] * 4
+        assert server.stdin is not None
+        server.stdin.close()
+    assert [server.wait(60) for server in servers] == [-signal.SIGKILL] * 4
     assert seconds(ledger, 60) == 4 * 60
 
 
