@@ -125,7 +125,7 @@ class ScriptedLLM:
     async def _until(self, condition: Callable[[], bool]) -> None:
         def wait() -> bool:
             with self._changed:
-                return self._changed.wait_for(condition, timeout=60)
+                return self._changed.wait_for(condition, timeout=100)
 
         with anyio.CancelScope(shield=True):
             assert await to_thread.run_sync(wait), "the model waited in vain"
