@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -232,6 +234,10 @@ async def test_groups_of_an_engine_that_was_killed_are_removed() -> None:
     try:
         for folder in left:
             (folder / "box").mkdir(parents=True)
+        with subprocess.Popen(["sleep", "1000"]) as orphan:
+            (left[1] / "box/cgroup.procs").write_text(str(orphan.pid))
+            async with claim(survey()):
+                assert orphan.wait(10) == -signal.SIGKILL
         async with claim(survey()) as living, claim(survey()) as cgroups:
             assert not any(folder.exists() for folder in left)
             assert living is not None

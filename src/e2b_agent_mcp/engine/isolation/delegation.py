@@ -14,7 +14,9 @@ import logging
 import os
 import re
 import secrets
+import signal
 import subprocess
+import time
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 SCOPE_TIMEOUT = 5.0  # seconds until systemd has moved the engine; usually 20 ms
 PREFIX = "e2b-boxes-"
 SWEPT_DEPTH = 4  # levels of groups
+END_TIMEOUT = 1.0  # seconds for the processes of a group that was left
+END_PAUSE = 0.01  # seconds
 MAIN = "main"  # with version 2 a group that has groups holds no process itself
 
 
@@ -135,7 +139,10 @@ def _hold(group: Path) -> int:
 
 
 def _sweep(own: Path) -> None:
-    """Removes what engines that were killed have left, in whatever group they were."""
+    """Ends and removes what engines that were killed have left, in whatever group they were.
+
+    A bubblewrap whose engine dies while it makes a box can wait forever for its parent's word.
+    """
     root = own
     while (root.parent / "cgroup.procs").exists():
         root = root.parent
@@ -145,9 +152,20 @@ def _sweep(own: Path) -> None:
                 fd = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    remove_folder(left)
+                    _end(left)
                 finally:
                     os.close(fd)
+
+
+def _end(group: Path) -> None:
+    deadline = time.monotonic() + END_TIMEOUT
+    while not remove_folder(group) and time.monotonic() < deadline:
+        for members in group.rglob("cgroup.procs"):
+            for pid in map(int, members.read_text().split()):
+                if pid != 0:  # of a pid namespace that is not ours to see
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+        time.sleep(END_PAUSE)
 
 
 async def _claim_unified(delegation: Delegation, leave: ExitStack) -> Cgroups:
