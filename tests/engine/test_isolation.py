@@ -17,7 +17,7 @@ import anyio
 import pytest
 
 from boxes import SLEEPERS, Boxes, gone, pids_of, said
-from e2b_agent_mcp.engine.egress import EgressProxy, NetworkPolicy
+from e2b_agent_mcp.engine.egress import EgressProxy, HostNetwork, NetworkPolicy
 from e2b_agent_mcp.engine.errors import IsolationUnavailable
 from e2b_agent_mcp.engine.isolation import BoxSpec, Isolation, Limits, Zygotes, probe
 from e2b_agent_mcp.engine.isolation.limits import counts_processes_per_box
@@ -328,7 +328,7 @@ async def egress(
 ) -> AsyncIterator[dict[str, Path]]:
     place = boxes.home.with_name(f"{boxes.home.name}.net")
     place.mkdir(mode=0o711)
-    async with EgressProxy(place / "proxy.sock", policy, index.endpoints()):
+    async with EgressProxy(place / "proxy.sock", policy, HostNetwork(endpoints=index.endpoints())):
         yield {"egress_dir": place}
 
 
