@@ -53,7 +53,7 @@ STEPS = rounds(few=30, many=50)
 NAMES = ("a", "b", "c")
 MOST_SERVERS = 3
 DEADLINE = 120.0  # seconds for one step
-LATE = 2.0  # seconds that the account of what was spent may be off
+LATE = 2.0  # seconds that the account of what was spent may be short
 MOST = len(NAMES)  # sandboxes that may run; those of a crashed server hold their places
 SETTINGS = Settings(sandboxes=SandboxSettings(idle_after=300, max=MOST))
 
@@ -157,7 +157,7 @@ class World:
         self._numbers = count(1)
         self._asked = anyio.Event()
         self.alone = True  # no server but the first has been there
-        self._started = self._looked = time.monotonic()
+        self._looked = time.monotonic()
         self._running: set[str] = set()  # sandboxes, when we looked last
         self._ran = Counter[str]()  # seconds for which each session's sandbox ran at least
 
@@ -339,11 +339,10 @@ class World:
         self._running = set(running)
 
     async def _check_spending(self, server: Server) -> None:
+        """At least what ran; a sandbox killed past all servers may count until one of them looks."""
         spent = (await server.manager.spending(self.owner)).sessions
-        lived = time.monotonic() - self._started
         for name in NAMES:
-            seconds = spent[name].sandbox_seconds
-            assert self._ran[name] - LATE <= seconds <= lived + LATE, f"spent by {name}"
+            assert spent[name].sandbox_seconds >= self._ran[name] - LATE, f"spent by {name}"
 
     async def finish(self) -> None:
         """All servers crash; a new one finds every session, and can end it."""
