@@ -339,7 +339,7 @@ class World:
         self._running = set(running)
 
     async def _check_spending(self, server: Server) -> None:
-        """At least what ran; a sandbox killed past all servers may count until one of them looks."""
+        """At least what ran; a sandbox killed past all servers may count until one looks."""
         spent = (await server.manager.spending(self.owner)).sessions
         for name in NAMES:
             assert spent[name].sandbox_seconds >= self._ran[name] - LATE, f"spent by {name}"
