@@ -368,7 +368,7 @@ class Contexts:
         async with anyio.create_task_group() as tasks:
             contexts = cls(config, environment, nursery, tasks)
             contexts.find_default(PYTHON.name).prepare()
-            if JAVASCRIPT.name in contexts._available():
+            if contexts._is_available(JAVASCRIPT):
                 contexts.find_default(JAVASCRIPT.name)
             yield contexts
             tasks.cancel_scope.cancel()

@@ -7,6 +7,7 @@ thread wait for it.
 
 import asyncio
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -66,6 +67,18 @@ class KernelApp(IPKernelApp):
     def parse_command_line(self, argv: Any = None) -> None:
         """There is none."""
 
+    def _configure_logging(self) -> None:
+        """For its log alone: to configure logging as a whole looks at every logger there is."""
+        logging.getLogger(type(self).__name__).setLevel(logging.CRITICAL)
+
+    def update_config(self, config: Config) -> None:
+        """IPython repeats what it was told first, in case that a file has said otherwise."""
+        if config != self.config:
+            super().update_config(config)
+
+    def init_pdb(self) -> None:
+        """Done by `make_app`."""
+
     def init_heartbeat(self) -> None:
         """Nobody listens to it; it would be three threads."""
 
@@ -113,6 +126,7 @@ def make_app() -> KernelApp:
     app: KernelApp = KernelApp.instance(config=_config())
     if not hasattr(app, "modules"):
         app.modules = frozenset(sys.modules)
+        IPKernelApp.init_pdb(app)
     return app
 
 
