@@ -37,17 +37,26 @@ logger = logging.getLogger(__name__)
 PREDECESSOR_TIMEOUT = 5.0  # seconds for an engine that is ending; it promises 2
 # Longer than the SDKs keep idle connections: else one is closed just as they use it again.
 KEEP_ALIVE = 600  # seconds
+KEPT_MEMORY = 4 * 1024 * 1024  # bytes
 GOODBYE = 1  # seconds that answers in progress get at the end
 
 
 async def serve(options: EngineOptions, announce: Callable[[EngineAddress], None]) -> None:
     """Returns when the engine has ended and cleaned up; `announce` hears when it is ready."""
+    _keep_freed_memory()
     async with _only_engine(options):
         with _listener(options) as listener:
             host = await prepare_host(options, logger.info)
             with in_use(host.template.folders):
                 await anyio.to_thread.run_sync(prune, options.cache_dir)
                 await _serve_limited(options, host, listener, announce)
+
+
+def _keep_freed_memory() -> None:
+    """Up to twice this block, for the next bytes that pass through. glibc learns how large the
+    blocks of a program are from what it frees; else it gives each back, and the kernel clears it
+    anew, which costs as much as to copy it twice."""
+    bytearray(KEPT_MEMORY)
 
 
 async def _serve_limited(
