@@ -232,6 +232,27 @@ def test_a_sandbox_that_was_resumed_elsewhere_counts_from_now_on(ledger: Ledger)
     assert seconds(ledger, 1010) == 110
 
 
+def test_a_sandbox_that_e2b_has_no_longer_is_spent_until_it_was_looked_for(ledger: Ledger) -> None:
+    ledger.ran(interval(0, 600))
+    ledger.gone("i1", START - 1, START + 20)  # asked before it began: it was resumed since
+    ledger.gone("i2", START + 10, START + 20)
+    assert seconds(ledger, 9999) == 600
+    ledger.gone("i1", START + 10, START + 20)
+    ledger.gone("i1", START + 30, START + 40)
+    assert seconds(ledger, 9999) == 20
+
+
+def test_a_listing_of_an_owner_shows_what_has_ended(ledger: Ledger) -> None:
+    ledger.ran(interval(0, 600))
+    ledger.expect(interval(0, 600, sandbox_id=""))  # made by another process meanwhile
+    ledger.rest_gone("bob", [], START + 10, START + 20)
+    ledger.rest_gone("ann", ["i0", "i1"], START + 10, START + 20)
+    ledger.rest_gone("ann", [], START - 1, START + 20)
+    assert seconds(ledger, 9999) == 1200
+    ledger.rest_gone("ann", ["i0"], START + 10, START + 20)
+    assert seconds(ledger, 9999) == 620
+
+
 def test_a_claimed_sandbox_is_paid_by_whoever_had_it_at_the_time(ledger: Ledger) -> None:
     ledger.ran(interval(0, 600))
     ledger.passed_on("i1", OTHER, START + 100)

@@ -5,12 +5,13 @@ import sqlite3
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import anyio
 import pytest
+from e2b_code_interpreter import E2B
 from mcp import Client
 
 from e2b_agent_mcp import SandboxManager, SessionKey, create_server
@@ -18,6 +19,7 @@ from e2b_agent_mcp.costs import Spent
 from e2b_agent_mcp.costs.ledger import FILE
 from e2b_agent_mcp.engine import EngineAddress
 from e2b_agent_mcp.errors import E2BAgentError, MonthlyBudgetError
+from e2b_agent_mcp.pool import Maker
 from e2b_agent_mcp.settings import (
     AgentSettings,
     CostSettings,
@@ -219,6 +221,38 @@ async def test_a_pause_is_not_spent(make_settings: MakeSettings) -> None:
             assert lease.state == "resumed"
         await manager.end_session("analysis")
         assert paused.sandbox_seconds < (await spent(manager)).sandbox_seconds
+
+
+Look = Callable[[SandboxManager, str], Awaitable[object]]
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        pytest.param(lambda manager, _: manager.list_sessions(), id="listed"),
+        pytest.param(lambda manager, _: manager.end_session("analysis"), id="ended"),
+        pytest.param(lambda manager, gone: manager._control.kill(gone), id="killed"),
+        pytest.param(lambda manager, gone: manager._control.inspect(gone), id="inspected"),
+        pytest.param(lambda manager, gone: manager._control.extend(gone), id="extended"),
+        pytest.param(lambda manager, gone: manager._control.pause(gone), id="paused"),
+    ],
+)
+async def test_a_sandbox_that_others_killed_is_spent_until_somebody_looks(
+    make_settings: MakeSettings, e2b: E2B, look: Look
+) -> None:
+    settings = make_settings()
+    key, maker = SessionKey(settings.local_owner, "analysis"), Maker("i", "s")
+    async with SandboxManager(settings) as manager:
+        # Without a lease, as that starts a sweep, which looks too.
+        handle = await manager._control.create(
+            key, maker=maker, generation=1, idempotency_key=uuid.uuid4().hex
+        )
+        assert await e2b.AsyncSandbox.kill(handle.sandbox_id)
+        before = (await spent(manager)).sandbox_seconds
+        await look(manager, handle.sandbox_id)
+        found = await spent(manager)
+        assert found.sandbox_seconds > before  # nobody knows when it ended
+        assert await spent(manager) == found
 
 
 async def test_a_warm_sandbox_is_spent_by_its_session_from_its_claim_on(

@@ -170,6 +170,20 @@ class Ledger:
             (at, sandbox_id, at),
         )
 
+    def gone(self, sandbox_id: str, asked_at: float, now: float) -> None:
+        """E2B, asked at that time, said that it does not run. Nobody knows since when; what began
+        after the question, by a resumption elsewhere, is not meant."""
+        self._change(_GONE, f"sandbox_id=? AND {_BEFORE}", (now, sandbox_id, now, asked_at))
+
+    def rest_gone(self, owner: str, listed: Sequence[str], asked_at: float, now: float) -> None:
+        """As `gone`, of all the owner's sandboxes that E2B did not list."""
+        marks = ", ".join("?" * len(listed))
+        self._change(
+            _GONE,
+            f"owner=? AND {_BEFORE} AND sandbox_id IS NOT NULL AND sandbox_id NOT IN ({marks})",
+            (now, owner, now, asked_at, *listed),
+        )
+
     def passed_on(self, sandbox_id: str, key: SessionKey, at: float) -> None:
         """From then on the sandbox runs for another session, or owner."""
         last = self._last(sandbox_id)
@@ -260,6 +274,8 @@ class Ledger:
 
 
 _LAST = "id=(SELECT MAX(id) FROM intervals WHERE sandbox_id=?)"
+_GONE = "UPDATE intervals SET ends_at=?"
+_BEFORE = "ends_at > ? AND started_at <= ?"
 # A creation that has no sandbox yet.
 _UNBORN = "sandbox_id IS NULL AND creation=? AND owner=? AND session=?"
 

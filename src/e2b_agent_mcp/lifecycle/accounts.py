@@ -115,6 +115,10 @@ class Accounts:
     def _ended(self, told: Transition, now: float) -> None:
         self._report(partial(self._ledger.ended, told.sandbox_id, now))
 
+    def _gone(self, told: Transition, now: float) -> None:
+        asked_at = now - (told.took or 0.0)
+        self._report(partial(self._ledger.gone, told.sandbox_id, asked_at, now))
+
     def _adopted(self, told: Transition, now: float) -> None:
         if told.key is not None:
             self._report(partial(self._ledger.passed_on, told.sandbox_id, told.key, now))
@@ -129,8 +133,12 @@ class Accounts:
                 self._report(partial(self._ledger.seen, interval, now))
         if told.key is not None:
             creations = [creation_of(item.metadata) for item in told.candidates]
-            asked_before = now - (told.took or 0.0) - self._create_timeout
+            asked_at = now - (told.took or 0.0)
+            asked_before = asked_at - self._create_timeout
             self._report(partial(self._ledger.listed, told.key, creations, asked_before))
+            if not told.key.name:  # a claimed one is not listed by its session's name
+                listed = [item.sandbox_id for item in told.candidates]
+                self._report(partial(self._ledger.rest_gone, told.key.owner, listed, asked_at, now))
 
     def _interval(self, told: Transition, now: float) -> Interval:
         assert told.key is not None
@@ -274,6 +282,7 @@ _REPORTS: dict[str, Callable[[Accounts, Transition, float], None]] = {
     "connected": Accounts._connected,
     "extended": Accounts._extended,
     "paused": Accounts._ended,
+    "gone": Accounts._gone,
     "lost": Accounts._ended,
     "killed": Accounts._ended,
     "adopted": Accounts._adopted,

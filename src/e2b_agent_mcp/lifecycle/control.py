@@ -197,11 +197,13 @@ class Control:
 
     async def inspect(self, sandbox_id: str) -> Candidate | None:
         """The sandbox as E2B has it; None when it has ended."""
+        started = time.monotonic()
         try:
             info = await self._call(
                 "inspecting a sandbox", lambda sandboxes: sandboxes.get_info(sandbox_id)
             )
         except SandboxLostError:
+            self._tell_gone(sandbox_id, started)
             return None
         candidate = _candidate(info)
         self._tell("seen", sandbox_id, candidates=(candidate,))
@@ -209,12 +211,14 @@ class Control:
 
     async def extend(self, sandbox_id: str) -> bool:
         """A whole life from now on; False when the sandbox is not running."""
+        started = time.monotonic()
         try:
             await self._call(
                 "extending a sandbox",
                 lambda sandboxes: sandboxes.set_timeout(sandbox_id, self._life),
             )
         except SandboxLostError:
+            self._tell_gone(sandbox_id, started)
             return False
         self._tell("extended", sandbox_id, life=self._life)
         return True
@@ -222,14 +226,17 @@ class Control:
     async def pause(self, sandbox_id: str) -> bool:
         """Keeps its whole state and stops its bill; False when it was not running."""
         limit = self._settings.sandboxes.create_timeout
+        started = time.monotonic()
         try:
             paused = await self._call(
                 "pausing a sandbox", lambda sandboxes: sandboxes.pause(sandbox_id), limit=limit
             )
         except SandboxLostError:
-            return False
+            paused = False
         if paused:
             self._tell("paused", sandbox_id)
+        else:
+            self._tell_gone(sandbox_id, started)
         return paused
 
     async def usage(self, sandbox_id: str, *, last: float) -> Usage | None:
@@ -251,10 +258,16 @@ class Control:
 
     async def kill(self, sandbox_id: str) -> bool:
         """False when there was nothing to kill."""
+        started = time.monotonic()
         killed = await self._call("ending a sandbox", lambda sandboxes: sandboxes.kill(sandbox_id))
         if killed:
             self._tell("killed", sandbox_id)
+        else:
+            self._tell_gone(sandbox_id, started)
         return killed
+
+    def _tell_gone(self, sandbox_id: str, asked: float) -> None:
+        self._tell("gone", sandbox_id, took=time.monotonic() - asked)
 
     @property
     def _life(self) -> int:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from opentelemetry import metrics, trace
 from opentelemetry.trace import Status, StatusCode
 
-from e2b_agent_mcp.lifecycle.transitions import Kind, Transition, shown
+from e2b_agent_mcp.lifecycle.transitions import ANSWERS, Kind, Transition, shown
 
 SCOPE = "e2b_agent_mcp"
 _SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
@@ -72,7 +72,7 @@ class Telemetry:
 
     def observe(self, told: Transition) -> None:
         outcome = {"outcome": told.outcome} if told.outcome else {}
-        if told.kind != "seen":
+        if told.kind not in ANSWERS:
             self._transitions.add(1, {"transition": told.kind, **outcome})
         measured = _MEASURED.get(told.kind)
         if measured is None or told.took is None:

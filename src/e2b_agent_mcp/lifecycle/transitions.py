@@ -28,6 +28,7 @@ Kind = Literal[
     "adopted",  # taken over from another process, or claimed by a session
     "extended",
     "paused",
+    "gone",  # not running, in an answer of E2B's; whoever loses it by that tells so
     "lost",
     "killed",
     "leased",
@@ -35,6 +36,7 @@ Kind = Literal[
     "run_started",
     "run_ended",
 ]
+ANSWERS = ("seen", "gone")  # tell what is so, not what happens
 SHOWN_NAME = 16  # characters of a session's name
 
 
@@ -96,7 +98,7 @@ class Transitions:
 
 
 def write_log(transition: Transition) -> None:
-    level = logging.DEBUG if transition.kind == "seen" else logging.INFO
+    level = logging.DEBUG if transition.kind in ANSWERS else logging.INFO
     if logger.isEnabledFor(level):
         logger.log(level, "%s", " ".join([transition.kind, *_fields(transition)]))
 
