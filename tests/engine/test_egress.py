@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from contextlib import asynccontextmanager
+import threading
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from e2b_agent_mcp.engine import ensure_ready, stop
@@ -22,7 +25,7 @@ from e2b_agent_mcp.engine.egress import (
     read_upstream,
 )
 from e2b_agent_mcp.engine.egress.policy import is_public
-from e2b_agent_mcp.engine.egress.proxy import CONNECTIONS, is_own
+from e2b_agent_mcp.engine.egress.proxy import CONNECTIONS, RESOLUTIONS, is_own
 from e2b_agent_mcp.engine.egress.request import LARGEST_HEAD, BadRequest, parse_head
 from e2b_agent_mcp.engine.guest import relay
 
@@ -56,6 +59,8 @@ PUBLIC = "93.184.215.14"
         pytest.param("100.64.0.1", id="carrier NAT"),
         pytest.param("100.100.100.200", id="cloud metadata in carrier NAT"),
         pytest.param("192.0.2.1", id="documentation"),
+        pytest.param("192.0.0.8", id="protocols"),
+        pytest.param("192.88.99.1", id="6to4 relay"),
         pytest.param("198.18.0.1", id="benchmarks"),
         pytest.param("224.0.0.1", id="multicast"),
         pytest.param("240.0.0.1", id="reserved"),
@@ -67,6 +72,8 @@ PUBLIC = "93.184.215.14"
         pytest.param("fd00:ec2::254", id="v6 cloud metadata"),
         pytest.param("ff0e::1", id="v6 global multicast"),
         pytest.param("2001:db8::1", id="v6 documentation"),
+        pytest.param("3fff::1", id="v6 documentation, new"),
+        pytest.param("5f00::1", id="v6 segment routing"),
         pytest.param("::ffff:127.0.0.1", id="mapped loopback"),
         pytest.param("::ffff:10.0.0.1", id="mapped private"),
         pytest.param("::127.0.0.1", id="v4-compatible"),
@@ -279,6 +286,12 @@ def test_an_absolute_request_is_rewritten_for_its_server() -> None:
         pytest.param(b"CONNECT [fe80::1%25eth0]:443 HTTP/1.1", id="zone"),
         pytest.param(b"CONNECT exa\xffmple:443 HTTP/1.1", id="not ASCII"),
         pytest.param(b"GET http://a b/ HTTP/1.1", id="space"),
+        pytest.param(b"GET http://example.com/\nA:b HTTP/1.1", id="LF in the path"),
+        pytest.param(b"GET http://exa\nmple.com/ HTTP/1.1", id="LF in the name"),
+        pytest.param(b"GET http://example.com/\rA:b HTTP/1.1", id="CR in the path"),
+        pytest.param(b"GET http://example.com/\x00 HTTP/1.1", id="NUL"),
+        pytest.param(b"GET http://example.com#other.org/ HTTP/1.1", id="fragment"),
+        pytest.param(b"CONNECT exa\tmple.com:443 HTTP/1.1", id="tab in a tunnel's name"),
         pytest.param(b"GET http://example.com/ HTTP/1.1\r\nno colon", id="header"),
         pytest.param(b"GET http://example.com/ HTTP/1.1\r\nA: b\r\n folded", id="folded header"),
         pytest.param(b"GET http://example.com/ HTTP/1.1\r\nA: b\rX: y", id="bare CR"),
@@ -431,6 +444,38 @@ async def test_one_connection_too_many_is_refused_and_the_others_live(tmp_path: 
             await stream.aclose()
 
     assert refused.startswith(b"HTTP/1.1 503 ")
+
+
+async def test_names_that_take_long_to_resolve_delay_no_other_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sandbox can ask for names whose server, its owner's, never answers."""
+    answered, resolve = threading.Event(), socket.getaddrinfo
+    common = min(32, (os.cpu_count() or 1) + 4)  # threads of asyncio, which all would share
+    asked = threading.Semaphore(0)
+
+    def slow(host: str, *args: Any, **kwargs: Any) -> Any:
+        if host == "slow.example":
+            asked.release()
+            answered.wait(30)
+        return resolve(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    async with AsyncExitStack() as stack:
+        stack.callback(answered.set)
+        for number in range(1 + common // RESOLUTIONS):
+            hostile = tmp_path / f"{number}.sock"
+            await stack.enter_async_context(EgressProxy(hostile, NetworkPolicy()))
+            for _ in range(8):
+                client = await stack.enter_async_context(await anyio.connect_unix(hostile))
+                await client.send(b"CONNECT slow.example:443 HTTP/1.1\r\n\r\n")
+        for _ in range(common):
+            assert await anyio.to_thread.run_sync(asked.acquire, True, 10)
+        await stack.enter_async_context(EgressProxy(tmp_path / "p.sock", NetworkPolicy()))
+        with anyio.fail_after(10):
+            answer = await ask(tmp_path, b"CONNECT localhost:443 HTTP/1.1\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 403 ")
 
 
 async def test_the_proxy_ends_with_open_connections_and_leaves_no_socket(tmp_path: Path) -> None:
@@ -586,6 +631,7 @@ async def test_the_relay_leads_from_a_loopback_port_to_the_proxy(tmp_path: Path)
 
 def test_own_addresses_are_known() -> None:
     assert is_own(ip_address("127.0.0.1"))
+    assert is_own(ip_address("64:ff9b::7f00:1"))  # by NAT64
     assert not is_own(ip_address("192.0.2.1"))
 
 

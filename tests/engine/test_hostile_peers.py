@@ -123,6 +123,7 @@ def test_a_request_for_the_network_is_understood_or_refused(head: str) -> None:
         assert request.forward.count(b"\r\n\r\n") == 1
         assert request.forward.endswith(b"\r\n\r\n")
         assert b"\nProxy-" not in request.forward.title()
+        assert b"\n" not in request.forward.replace(b"\r\n", b"")
 
 
 @given(said=st.lists(st.binary(max_size=60) | st.just(b"8 1 77\n"), max_size=20))

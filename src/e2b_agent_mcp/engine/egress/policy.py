@@ -41,10 +41,16 @@ INTERNAL_DOMAINS = frozenset(
 )
 
 NAT64 = IPv6Network("64:ff9b::/96")
-NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
-V4_COMPATIBLE = IPv6Network("::/96")
-# A cloud's metadata service at an address that counts as public.
-METADATA = frozenset({IPv4Address("168.63.129.16")})
+# Not public either: `ipaddress` knows some of them in later versions of Python only.
+SPECIAL: tuple[Network, ...] = (
+    IPv4Network("168.63.129.16/32"),  # a cloud's metadata service
+    IPv4Network("192.0.0.0/24"),  # protocols
+    IPv4Network("192.88.99.0/24"),  # relays of 6to4
+    IPv6Network("::/96"),  # IPv4-compatible
+    IPv6Network("64:ff9b:1::/48"),  # local NAT64
+    IPv6Network("3fff::/20"),  # documentation
+    IPv6Network("5f00::/16"),  # segment routing
+)
 
 
 @dataclass(frozen=True)
@@ -214,11 +220,9 @@ class _Rules:
 def is_public(address: Address) -> bool:
     """Whether everybody on the internet means the same machine by it."""
     plain = unwrap(address)
-    if plain in METADATA or plain.is_multicast or plain.is_reserved:
+    if plain.is_multicast or plain.is_reserved or any(plain in network for network in SPECIAL):
         return False
-    if isinstance(plain, IPv6Address) and (
-        plain.is_site_local or plain in V4_COMPATIBLE or plain in NAT64_LOCAL
-    ):
+    if isinstance(plain, IPv6Address) and plain.is_site_local:
         return False
     return plain.is_global
 

@@ -15,14 +15,16 @@ import asyncio
 import errno
 import logging
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import anyio
 
-from .policy import Address, Allowed, Denied, NetworkPolicy
+from .policy import Address, Allowed, Denied, NetworkPolicy, unwrap
 from .request import END_OF_HEAD, LARGEST_HEAD, BadRequest, ProxyRequest, parse_head
 from .upstream import Proxy, Upstream
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONNECTIONS = 128  # at once, per sandbox
-RESOLUTIONS = 4  # at once, per sandbox: each occupies a thread of the engine
+RESOLUTIONS = 4  # at once, per sandbox: each occupies a thread, which nothing can interrupt
 HEAD_TIMEOUT = 30.0  # seconds for the client to send its head
 CONNECT_TIMEOUT = 15.0  # seconds, resolving included
 IDLE_TIMEOUT = 600.0  # seconds without a byte in either direction
@@ -68,7 +70,8 @@ class EgressProxy:
         self._socket_path = socket_path
         self._policy = policy
         self._network = network or HostNetwork()
-        self._resolving = anyio.CapacityLimiter(RESOLUTIONS)
+        # Of its own: names that never resolve are no other sandbox's matter.
+        self._resolvers = ThreadPoolExecutor(RESOLUTIONS, "resolver")
         self._open: set[anyio.CancelScope] = set()
         self._listener = _stream_socket(socket.AF_UNIX)
         self._tasks: TaskGroup | None = None
@@ -101,6 +104,7 @@ class EgressProxy:
         finally:
             self._listener.close()
             self._socket_path.unlink(missing_ok=True)
+            self._resolvers.shutdown(wait=False, cancel_futures=True)
 
     async def _listen(self) -> None:
         assert self._tasks is not None
@@ -187,8 +191,8 @@ class EgressProxy:
         )
 
     async def _resolve(self, host: str, port: int) -> list[Address]:
-        async with self._resolving:
-            found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(self._resolvers, look_up)
         return list(dict.fromkeys(ip_address(entry[4][0]) for entry in found))
 
 
@@ -227,6 +231,7 @@ def _printable(text: str) -> str:
 
 def is_own(address: Address) -> bool:
     """Whether this machine has the address: only then a socket can be bound to it."""
+    address = unwrap(address)
     with socket.socket(_family(address), socket.SOCK_DGRAM) as attempt:
         try:
             attempt.bind((str(address), 0))

@@ -10,6 +10,8 @@ LARGEST_HEAD = 64 * 1024  # bytes
 END_OF_HEAD = b"\r\n\r\n"
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}")
+# A URL parser drops line ends, which a server may take for the end of a header.
+_TARGET = re.compile(r'[!"$-~]+')
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}")
 _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 # Between the client and this proxy only, or set anew.
@@ -38,6 +40,8 @@ def parse_head(head: bytes) -> ProxyRequest:
         raise BadRequest("not an HTTP request") from None
     if version not in {"HTTP/1.0", "HTTP/1.1"} or not _METHOD.fullmatch(method):
         raise BadRequest("not an HTTP request")
+    if not _TARGET.fullmatch(target):
+        raise BadRequest("the target is malformed")
     if method == "CONNECT":
         host, port = _authority(f"//{target}", None)
         return ProxyRequest(host, port, None)
