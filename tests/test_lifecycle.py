@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio
@@ -425,6 +425,52 @@ async def test_a_new_server_counts_what_its_predecessor_left_running(
                 pass
         async with manager.lease(key) as lease:
             assert lease.state == "reused"
+
+
+async def test_what_a_crashed_server_left_makes_room_once_nobody_can_be_using_it(
+    engine: EngineAddress, e2b: E2B, key: SessionKey
+) -> None:
+    few = limited(max=1, create_timeout=1)
+    async with (
+        SandboxManager(few, connect=Connector(engine)) as crashed,
+        crashed.lease(key) as lease,
+    ):
+        await text(lease, "x = 42")
+        sandbox_id = lease.sandbox_id
+    async with SandboxManager(few, connect=Connector(engine)) as manager:
+        other = SessionKey(key.owner, "other")
+        with pytest.raises(SandboxLimitError):
+            async with manager.lease(other):
+                pytest.fail("a sandbox was paused that may be in use")
+        # As if its last extension were so long ago.
+        left = crashed._pool.end_at(0) - crashed._pool.surely_unused - 1
+        await e2b.AsyncSandbox.set_timeout(sandbox_id, int(left))
+        async with manager.lease(other) as lease:
+            assert lease.state == "created"
+        async with manager.lease(key) as lease:
+            assert (lease.state, await text(lease, "x")) == ("resumed", "42")
+
+
+async def test_what_another_server_went_on_using_is_not_paused_by_old_knowledge(
+    engine: EngineAddress, e2b: E2B, key: SessionKey
+) -> None:
+    few = limited(max=1, create_timeout=1)
+    async with (
+        SandboxManager(few, connect=Connector(engine)) as using,
+        SandboxManager(few, connect=Connector(engine)) as manager,
+    ):
+        other = SessionKey(key.owner, "other")
+        async with using.lease(key) as lease:
+            left = using._pool.end_at(0) - using._pool.surely_unused - 1
+            await e2b.AsyncSandbox.set_timeout(lease.sandbox_id, int(left))
+            listed = await manager._opener.find_all(key.owner)
+            now, today = time.monotonic(), datetime.now(UTC)
+            manager._pool.observe(key.owner, listed, asked_at=now, now=now, today=today)
+            assert manager._pool.left(key, now) == lease.sandbox_id
+            await using._keeper.try_to_extend(using._session(key), lease.sandbox_id)
+            await manager._places._make_room(other, "total", None)
+            assert manager._pool.left(key, time.monotonic()) == ""
+            assert await text(lease, "1 + 1") == "2"
 
 
 async def test_the_accounts_own_limit_is_learnt_and_room_is_made(

@@ -271,6 +271,46 @@ def test_the_session_longest_unused_makes_room() -> None:
     assert pool.idlest("total", key, 100, busy=()) is None  # all have ended
 
 
+def test_what_another_process_left_makes_room_once_nobody_can_be_using_it() -> None:
+    pool = pool_of()  # a life of 600 s, extended at 200 s at the latest, or at 60 s before a lease
+    key, two = SessionKey("ann", "new"), SessionKey("ann", "two")
+    listed = [
+        candidate("a", session="one", started=10),
+        candidate("b", session="two"),
+        candidate("c", session="three", paused=True),
+        candidate("sandbox-held", session="held"),
+    ]
+    held(pool, "held", until=9999, used_at=50)
+    pool.observe("ann", listed, asked_at=0, now=0, today=START)
+    busy = [SessionKey("ann", "held")]
+    assert pool.idlest("total", key, 275, busy=busy) is None
+    assert pool.left(two, 275) == ""
+    assert pool.idlest("total", key, 275, busy=()) == SessionKey("ann", "held")
+    assert pool.idlest("total", key, 276, busy=()) == two
+    assert pool.left(two, 276) == "b"
+    assert pool.idlest("owner", SessionKey("bob", "new"), 276, busy=()) is None
+    assert pool.idlest("total", two, 276, busy=busy) is None
+    pool.distrust(two)
+    assert pool.idlest("total", key, 286, busy=busy) == SessionKey("ann", "one")
+    pool.observe_one(SessionKey("ann", "one"), None, now=286, today=START)
+    assert pool.idlest("total", key, 286, busy=busy) is None
+    extended = candidate("b", session="two", started=286)
+    pool.observe_one(two, extended, now=286, today=START + timedelta(seconds=286))
+    assert pool.left(two, 561) == ""
+    assert pool.left(two, 562) == "b"
+
+
+@pytest.mark.parametrize(
+    ("ran", "known"),
+    [(600, True), (3600, False), (3700, True), (86_395, False), (1200, False)],
+)
+def test_an_end_that_a_plan_may_have_set_does_not_tell_of_an_extension(
+    ran: float, known: bool
+) -> None:
+    terms = Terms(600, longest=1200)
+    assert terms.extended_at(100, 100 + ran) == (ran - 500 if known else math.inf)
+
+
 @pytest.mark.parametrize(
     ("shortage", "option"),
     [

@@ -3,12 +3,14 @@
 Who wants one waits for its turn: first among the calls of its owner, then among all, each in the
 order of arrival, so an owner at its own limit keeps nobody else waiting. With
 `sandboxes.at_limit=pause` the session longest unused makes room: its sandbox is paused, its state
-kept. When all are in use the wait goes on, for `sandboxes.create_timeout` at most.
+kept, whichever server of its owner made it. When all are in use the wait goes on, for
+`sandboxes.create_timeout` at most.
 """
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import anyio
@@ -18,7 +20,7 @@ from e2b_agent_mcp.errors import E2BAgentError, SandboxLimitError
 from e2b_agent_mcp.lifecycle.control import Control
 from e2b_agent_mcp.lifecycle.session import Session
 from e2b_agent_mcp.lifecycle.warm import WarmPool
-from e2b_agent_mcp.pool import Pool, SessionKey, Shortage
+from e2b_agent_mcp.pool import Candidate, Pool, SessionKey, Shortage
 from e2b_agent_mcp.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
@@ -110,7 +112,10 @@ class Places:
         busy = {other for other, session in self._sessions.items() if session.turn.locked()}
         idlest = self._pool.idlest(shortage, key, self._clock(), busy=busy)
         if idlest is not None:
-            await self._pause(self._sessions[idlest])
+            if sandbox_id := self._pool.left(idlest, self._clock()):
+                await self._pause_left(idlest, sandbox_id)
+            else:
+                await self._pause(self._sessions[idlest])
             return
         if on_progress is not None:
             await on_progress("Waiting until one of the running sandboxes is no longer used")
@@ -131,3 +136,19 @@ class Places:
             slot.pause(self._clock())
         finally:
             session.turn.release()
+
+    async def _pause_left(self, key: SessionKey, sandbox_id: str) -> None:
+        """What is known of it may be old, so E2B is asked first."""
+        session = self._sessions.get(key)
+        async with session.turn if session is not None else anyio.Lock():
+            try:
+                self._look(key, await self._control.inspect(sandbox_id))
+                if self._pool.left(key, self._clock()) == sandbox_id:
+                    await self._control.pause(sandbox_id)
+                    self._look(key, None)
+            except E2BAgentError as exc:
+                logger.warning("not paused sandbox=%s: %s", sandbox_id, exc.message)
+                self._pool.distrust(key)  # another one is tried first
+
+    def _look(self, key: SessionKey, found: Candidate | None) -> None:
+        self._pool.observe_one(key, found, now=self._clock(), today=datetime.now(UTC))

@@ -5,23 +5,30 @@ those that this process holds or starts, and those of the same owners that E2B l
 that a restarted server does not forget what its predecessor left. Paused ones do not count, as
 E2B's own limit does not count them. That limit is learnt from its refusal, and tried again a while
 later, as other programs of the account may have made room.
+
+Room is made by pausing a session that nobody uses: one that we hold, or one of the same owners that
+its end at E2B shows to be unused. Whoever uses a sandbox extends it at intervals, so one that was
+not extended for longer was left, by a server that crashed or has nothing to do. (Servers of one
+owner are taken to have the same `sandboxes.idle_after`; where they have not, a call may find its
+sandbox paused, which loses nothing.)
 """
 
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
 from e2b_agent_mcp.errors import SandboxLimitError
 from e2b_agent_mcp.pool.registry import Candidate, SessionKey
-from e2b_agent_mcp.pool.terms import UNCHECKED_RUN, Terms
+from e2b_agent_mcp.pool.terms import SLACK, UNCHECKED_RUN, Terms
 from e2b_agent_mcp.settings import SandboxSettings
 
 Shortage = Literal["owner", "total", "account"]
 
 FORGET_AFTER = 86_400.0  # seconds that the end of a session's sandbox is remembered
+UNEXTENDED = 0.1  # of a life, in which a lease asks E2B nothing
 FULL_FOR = 15.0  # seconds until a full account is asked again
 
 
@@ -83,6 +90,15 @@ class Slot:
         return self.starting or (bool(self.sandbox_id) and self.end_at > now)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    """A session's sandbox that runs and that we do not hold, as E2B told of it; by our clock."""
+
+    sandbox_id: str
+    end_at: float
+    extended_at: float  # inf: not known
+
+
 class Pool:
     """The sessions of one process."""
 
@@ -90,8 +106,7 @@ class Pool:
         self._settings = settings
         self.terms = terms or Terms(settings.idle_after)
         self._slots: dict[SessionKey, Slot] = {}
-        # Sessions that E2B lists as running and we do not hold; until when, by our clock.
-        self._elsewhere: dict[SessionKey, float] = {}
+        self._elsewhere: dict[SessionKey, Elsewhere] = {}
         self._full_at = 0  # how many of ours ran when the account was full
         self._full_until = -math.inf
         self.warm: Counter[str] = Counter()  # per owner, sandboxes that no session has yet
@@ -109,12 +124,18 @@ class Pool:
         Until then a lease asks E2B nothing: a call to a sandbox that ended meanwhile fails before
         it reached anything, and is then sent to a new one.
         """
-        return slot.doubted or slot.end_at - now < 0.9 * self.terms.life
+        return slot.doubted or slot.end_at - now < (1 - UNEXTENDED) * self.terms.life
 
     @property
     def heartbeat(self) -> float:
         """Seconds between two extensions of a leased sandbox: two may fail without its loss."""
         return self.terms.life / 3
+
+    @property
+    def surely_unused(self) -> float:
+        """Seconds since a sandbox was extended after which nobody can have it leased: a lease may
+        begin a while after an extension, and makes the next one a heartbeat later."""
+        return UNEXTENDED * self.terms.life + self.heartbeat + SLACK
 
     def must_check(self, slot: Slot, now: float) -> bool:
         """True when it is time to look whether E2B still extends the sandbox as asked."""
@@ -140,17 +161,35 @@ class Pool:
         today: datetime,
     ) -> None:
         """Takes in what E2B lists of an owner: what runs elsewhere, what no longer runs here."""
-        running = {
-            item.key: now + max(0.0, (item.end_at - today).total_seconds())
-            for item in found
-            if not item.paused
-        }
+        running = {item.key: self._seen(item, now, today) for item in found if not item.paused}
         for key, slot in self._slots.items():
             if key.owner == owner and slot.held_at < asked_at and key not in running:
                 slot.pause(now)
         self._elsewhere = {
-            key: end_at for key, end_at in self._elsewhere.items() if key.owner != owner
+            key: seen for key, seen in self._elsewhere.items() if key.owner != owner
         } | running
+
+    def observe_one(
+        self, key: SessionKey, found: Candidate | None, *, now: float, today: datetime
+    ) -> None:
+        """Takes in what E2B says of a session's sandbox that runs elsewhere."""
+        self._elsewhere.pop(key, None)
+        if found is not None and not found.paused:
+            self._elsewhere[key] = self._seen(found, now, today)
+
+    def distrust(self, key: SessionKey) -> None:
+        """E2B did not answer for the session's sandbox, so it is not taken for unused."""
+        if (seen := self._elsewhere.get(key)) is not None:
+            self._elsewhere[key] = replace(seen, extended_at=math.inf)
+
+    def _seen(self, item: Candidate, now: float, today: datetime) -> Elsewhere:
+        started_at = now - (today - item.started_at).total_seconds()
+        end_at = now + (item.end_at - today).total_seconds()
+        return Elsewhere(
+            sandbox_id=item.sandbox_id,
+            end_at=max(now, end_at),
+            extended_at=self.terms.extended_at(started_at, end_at),
+        )
 
     def shortage(self, key: SessionKey, now: float) -> Shortage | None:
         """Which limit stands in the way of one more running sandbox, if any does."""
@@ -167,9 +206,14 @@ class Pool:
 
     def _running(self, now: float) -> set[SessionKey]:
         held = {key for key, slot in self._slots.items() if slot.runs(now)}
+        return held | self._running_elsewhere(now).keys()
+
+    def _running_elsewhere(self, now: float) -> dict[SessionKey, Elsewhere]:
         known = {key for key, slot in self._slots.items() if slot.sandbox_id}
-        return held | {
-            key for key, end_at in self._elsewhere.items() if end_at > now and key not in known
+        return {
+            key: seen
+            for key, seen in self._elsewhere.items()
+            if seen.end_at > now and key not in known
         }
 
     def learn_full(self, key: SessionKey, now: float) -> None:
@@ -184,19 +228,30 @@ class Pool:
     def idlest(
         self, shortage: Shortage, key: SessionKey, now: float, *, busy: Collection[SessionKey]
     ) -> SessionKey | None:
-        """The session to pause for `key`: of those we hold and nobody uses, the one longest unused.
-
-        What runs elsewhere may be in use there, so it is left alone.
-        """
-        idle = [
-            (slot.used_at, other)
+        """The session to pause for `key`: of those that nobody uses, the one longest unused."""
+        idle = {
+            other: slot.used_at
             for other, slot in self._slots.items()
-            if other not in {key, *busy}
-            and slot.runs(now)
-            and not slot.starting
-            and (shortage != "owner" or other.owner == key.owner)
+            if slot.runs(now) and not slot.starting
+        } | {other: seen.extended_at for other, seen in self._left(now).items()}
+        fitting = [
+            (used_at, other)
+            for other, used_at in idle.items()
+            if other not in {key, *busy} and (shortage != "owner" or other.owner == key.owner)
         ]
-        return min(idle)[1] if idle else None
+        return min(fitting)[1] if fitting else None
+
+    def left(self, key: SessionKey, now: float) -> str:
+        """The session's sandbox, if it is one that we do not hold and certainly nobody uses."""
+        seen = self._left(now).get(key)
+        return "" if seen is None else seen.sandbox_id
+
+    def _left(self, now: float) -> dict[SessionKey, Elsewhere]:
+        return {
+            key: seen
+            for key, seen in self._running_elsewhere(now).items()
+            if now - seen.extended_at > self.surely_unused
+        }
 
     def refusal(self, shortage: Shortage) -> SandboxLimitError:
         limit = {

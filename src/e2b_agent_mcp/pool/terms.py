@@ -40,6 +40,15 @@ class Terms:
         if left + SLACK < self.life:
             self.longest = min(self.longest, ran + left)
 
+    def extended_at(self, started_at: float, end_at: float) -> float:
+        """When a run that ends then was extended last; inf where its plan's longest run may have
+        cut the extension, so that its end tells nothing."""
+        longest = end_at - started_at
+        cuts = (self.longest, *(plan for plan in PLANS if plan > UNCHECKED_RUN))
+        if any(abs(longest - cut) < SLACK for cut in cuts):
+            return math.inf
+        return end_at - self.life
+
     @property
     def margin(self) -> float:
         """A run with less than this left is renewed: all of a life, unless a run is hardly more."""
