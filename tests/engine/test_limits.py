@@ -6,6 +6,8 @@ import os
 import secrets
 import signal
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +21,7 @@ from boxes import Boxes, said
 from conftest import Connector, client, running_engine, temporary_options
 from e2b_agent_mcp.engine.isolation import Isolation, Limits
 from e2b_agent_mcp.engine.isolation.cgroups import CONTROLLERS, Cgroups, remove_folder
-from e2b_agent_mcp.engine.isolation.delegation import _folder, _mounts, claim, survey
+from e2b_agent_mcp.engine.isolation.delegation import _folder, _mounts, _sweep, claim, survey
 from e2b_agent_mcp.engine.isolation.footprint import Footprint, measure_home
 from e2b_agent_mcp.engine.ward import Ward
 from e2b_agent_mcp.errors import SandboxLostError
@@ -250,6 +252,27 @@ async def test_groups_of_an_engine_that_was_killed_are_removed() -> None:
             remove_folder(folder)
 
 
+@needs_memory
+@pytest.mark.skipif(survey().version != 1, reason="those of version 2 are systemd's to remove")
+async def test_engines_that_start_at_once_do_not_remove_each_others_groups() -> None:
+    """Between the making of a group and its lock, it looks like one that was left."""
+    own, ended = survey().folders["memory"], threading.Event()
+
+    def sweep() -> None:
+        while not ended.is_set():
+            _sweep(own)
+
+    with ThreadPoolExecutor() as others:
+        others.submit(sweep)
+        try:
+            for _ in range(rounds(few=100, many=2000)):
+                async with claim(survey()) as cgroups:
+                    assert cgroups is not None
+                    assert all(folder.exists() for folder in cgroups.folders.values())
+        finally:
+            ended.set()
+
+
 @pytest.mark.parametrize(
     ("mountinfo", "own", "expected"),
     [
@@ -395,6 +418,30 @@ async def test_a_home_is_counted_whole_and_nothing_else(isolation: Isolation, ho
     assert 1 << 20 <= found.octets < 2 << 20
     some = await measure_home(home, isolation.launcher, Footprint(1 << 40, 10))
     assert some.files > 10
+
+
+async def test_what_deleted_files_hold_is_counted(started: Boxes) -> None:
+    """Open, or only mapped, and then the whole file however little of it is mapped."""
+    async with started.open("""
+        import ctypes, os, sys
+        libc = ctypes.CDLL(None)
+        libc.mmap.restype = ctypes.c_void_p
+        def write(name):
+            fd = os.open(name, os.O_RDWR | os.O_CREAT)
+            os.write(fd, bytes(1 << 20))
+            os.unlink(name)
+            return fd
+        opened = write("opened")
+        mapped = write("mapped")
+        libc.mmap(None, ctypes.c_size_t(4096), 1, 2, mapped, ctypes.c_long(0))
+        os.close(mapped)
+        print("ready", flush=True)
+        sys.stdin.read()
+    """) as box:
+        await said(box, "ready")
+        hidden = box.deleted_bytes(started.home)
+
+    assert 2 << 20 <= hidden < 3 << 20
 
 
 async def test_one_file_stops_at_the_limit_and_nothing_is_killed(little: AsyncSandbox) -> None:

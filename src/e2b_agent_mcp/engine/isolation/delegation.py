@@ -125,17 +125,23 @@ def _claim_old(folders: Mapping[Controller, Path], leave: ExitStack) -> Cgroups:
     for controller, folder in folders.items():
         _sweep(folder)
         made[controller] = folder / name
-        made[controller].mkdir(exist_ok=True)
         leave.callback(remove_folder, made[controller])
-        leave.callback(os.close, _hold(made[controller]))
+        leave.callback(os.close, _make_held(made[controller]))
     return Cgroups(1, made)
 
 
-def _hold(group: Path) -> int:
-    """Says that its engine lives, to whoever looks for groups that were left."""
-    fd = os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    return fd
+def _make_held(group: Path) -> int:
+    """The lock says that its engine lives, to whoever looks for groups that were left; before it
+    is there, the group may be taken for one of those."""
+    while True:
+        group.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError), ExitStack() as on_error:
+            fd = os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            on_error.callback(os.close, fd)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if group.stat().st_ino == os.fstat(fd).st_ino:
+                on_error.pop_all()
+                return fd
 
 
 def _sweep(own: Path) -> None:

@@ -117,17 +117,38 @@ def kill_largest(namespace: int, own: int, used: Mapping[int, int], limit: int) 
 
 
 def deleted_bytes(namespace: int, folder: Path) -> int:
-    """Of files that have no name any more but are held open; `folder` tells their file system."""
+    """Of files that have no name any more but are open or mapped; `folder` tells their file
+    system. Who may not look at what is mapped knows only how much of a file is."""
     device = folder.stat().st_dev
     found: dict[int, int] = {}
     for pid in pids_in(namespace):
-        with suppress(*_Gone):
-            for fd in (_PROC / str(pid) / "fd").iterdir():
-                with suppress(*_Gone):
-                    info = fd.stat()
-                    if info.st_nlink == 0 and info.st_dev == device and stat.S_ISREG(info.st_mode):
-                        found[info.st_ino] = info.st_blocks * BLOCK
+        for look in (_open_deleted, _mapped_deleted):
+            with suppress(*_Gone):
+                for inode, size in look(_PROC / str(pid), device):
+                    found[inode] = max(size, found.get(inode, 0))
     return sum(found.values())
+
+
+def _open_deleted(process: Path, device: int) -> Iterator[tuple[int, int]]:
+    for fd in (process / "fd").iterdir():
+        with suppress(*_Gone):
+            info = fd.stat()
+            if info.st_nlink == 0 and info.st_dev == device and stat.S_ISREG(info.st_mode):
+                yield info.st_ino, info.st_blocks * BLOCK
+
+
+def _mapped_deleted(process: Path, device: int) -> Iterator[tuple[int, int]]:
+    place = f"{os.major(device):02x}:{os.minor(device):02x}"
+    for line in (process / "maps").read_bytes().splitlines():
+        if line.endswith(b" (deleted)"):
+            addresses, _, _, lies, inode, *_ = line.decode(errors="replace").split()
+            if lies == place:
+                start, end = (int(address, 16) for address in addresses.split("-"))
+                try:
+                    size = (process / "map_files" / addresses).stat().st_blocks * BLOCK
+                except (PermissionError, FileNotFoundError):
+                    size = end - start
+                yield int(inode), size
 
 
 def inner_pid(pid: int) -> int:
