@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import secrets
 import signal
 import subprocess
@@ -58,8 +59,14 @@ def options() -> Iterator[EngineOptions]:
 
 @pytest.fixture(scope="module")
 def small_engine(options: EngineOptions) -> Iterator[EngineAddress]:
-    with running_engine(options) as address:
-        yield address
+    """Started with as few descriptors as programs have on most hosts."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+    try:
+        with running_engine(options) as address:
+            yield address
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.fixture(scope="module")
@@ -450,6 +457,40 @@ async def test_one_file_stops_at_the_limit_and_nothing_is_killed(little: AsyncSa
     assert run.error is not None
     assert run.error.name == "OSError"
     assert "File too large" in run.error.value
+
+
+# ---------------------------------------------------------------- descriptors
+
+
+async def test_descriptors_that_a_sandbox_sends_to_nobody_cost_others_no_fork(small: E2B) -> None:
+    """The kernel counts what lies in the queues of sockets by user, and all boxes are one user's:
+    the zygote could answer nobody."""
+
+    async def is_forked() -> bool:
+        async with await small.AsyncSandbox.create(timeout=300) as sandbox:
+            first = await sandbox.commands.run("cat /proc/2/cmdline")
+            return first.stdout.startswith("/bin/cat")
+
+    with anyio.fail_after(60):
+        while not await is_forked():
+            pass  # the zygote is not ready yet
+    hostile = await small.AsyncSandbox.create(timeout=300)
+    run = await hostile.run_code("""
+import os, socket
+kept, sent = [], 0
+try:
+    while sent < 8000:
+        kept.append(socket.socketpair())
+        for _ in range(20):
+            socket.send_fds(kept[-1][0], [b"x"], [1] * 250)
+            sent += 250
+except OSError:
+    pass
+sent
+""")
+    assert int(run.text or 0) > 1024
+    assert all([await is_forked() for _ in range(4)])
+    await hostile.kill()
 
 
 # ---------------------------------------------------------------- without control groups

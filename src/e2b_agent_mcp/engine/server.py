@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -43,6 +44,7 @@ GOODBYE = 1  # seconds that answers in progress get at the end
 
 async def serve(options: EngineOptions, announce: Callable[[EngineAddress], None]) -> None:
     """Returns when the engine has ended and cleaned up; `announce` hears when it is ready."""
+    _take_all_descriptors()
     _keep_freed_memory()
     async with _only_engine(options):
         with _listener(options) as listener:
@@ -179,6 +181,13 @@ async def _idle(door: FrontDoor, orchestrator: Orchestrator) -> None:
             logger.info("ending: idle for %.0f s", idle_exit)
             return
         await clock.wait(anyio.Event(), since + idle_exit)
+
+
+def _take_all_descriptors() -> None:
+    """A hundred sandboxes need more than the usual 1024. And the kernel lets a process send none
+    as long as its user's others, which sandboxes can be, have sent more than it may open."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @asynccontextmanager
