@@ -2,6 +2,13 @@
 
 from e2b_code_interpreter import AsyncSandbox
 
+SHOW = """
+for number in range(20):
+    print(f"{number:03}" * 333_333)
+    display({"text/html": f"{number:03}" * 333_333}, raw=True)
+"""
+SIZE = "int(open('/proc/self/statm').read().split()[1]) // 256"  # MiB
+
 
 async def test_a_long_line_arrives_whole(sandbox: AsyncSandbox) -> None:
     execution = await sandbox.run_code("print('x' * 20_000_000)")
@@ -30,3 +37,13 @@ async def test_a_result_above_the_limit_is_named_instead_of_sent(sandbox: AsyncS
         "[A result of 65 MiB was left out: the limit is 64 MiB. Write it to a file instead.]\n"
     )
     assert execution.error is None
+
+
+async def test_what_was_shown_takes_no_memory(sandbox: AsyncSandbox) -> None:
+    await sandbox.run_code(SHOW)
+    before = (await sandbox.run_code(SIZE)).text
+    for _ in range(2):
+        await sandbox.run_code(SHOW)  # 40 MB
+    after = (await sandbox.run_code(SIZE)).text
+
+    assert int(after or 0) - int(before or 0) < 20

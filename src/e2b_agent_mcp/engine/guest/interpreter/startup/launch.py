@@ -28,7 +28,7 @@ from traitlets.config import Config  # noqa: E402
 
 del sys.modules["debugpy"]
 
-from . import formats, images  # noqa: E402
+from . import formats, images, output  # noqa: E402
 
 PR_SET_PDEATHSIG = 1
 SEND_HIGH_WATER = 16  # messages; `output.CHUNK` bounds the ones that a print makes
@@ -137,6 +137,7 @@ def main(connection_file: str) -> None:
     try:
         app.initialize([])
         formats.install(app.shell)
+        output.keep_none(app.shell)
         images.install()
     except BaseException:  # zmq's threads would keep a half-made kernel from ending
         traceback.print_exc(file=sys.__stderr__)

@@ -1,9 +1,12 @@
 """Printing is bounded: no message is longer than `CHUNK`, and no more than that waits.
 
 A thread that prints faster than its output is read sleeps in `write`; an interrupt wakes it.
+Nothing that was sent is kept.
 """
 
 import os
+from collections import defaultdict
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ipykernel.iostream import OutStream
@@ -26,23 +29,20 @@ class BoundedStream(OutStream):
     def write(self, string: str) -> int:
         # A cell may print a million times. What the last write found out is mostly still so.
         last = self._last
-        if (
-            last is not None
-            and type(string) is str
-            and string.isascii()
-            and self._unflushed + len(string) <= CHUNK
-        ):
-            parent, buffers, buffer = last
+        if last is not None and type(string) is str and string.isascii():
+            parent, buffers, write = last
+            size = len(string)
             with self._buffer_lock:
                 # A flush takes `_buffers` away, and before it `_flush_pending`.
                 if (
                     self._flush_pending
                     and buffers is self._buffers
-                    and parent is self.parent_header
+                    and parent is self._parent_header.get(self._parent_header_global)
+                    and self._unflushed + size <= CHUNK
                 ):
-                    buffer.write(string)
-                    self._unflushed += len(string)
-                    return len(string)
+                    self._unflushed += size
+                    write(string)
+                    return size
         if not isinstance(string, str):
             raise TypeError(f"write() argument must be str, not {type(string)}")
         for start in range(0, len(string), CHUNK):
@@ -62,7 +62,7 @@ class BoundedStream(OutStream):
         parent = self.parent_header
         with self._buffer_lock:
             buffers = self._buffers
-            self._last = parent, buffers, buffers[frozenset(parent.items())]
+            self._last = parent, buffers, buffers[frozenset(parent.items())].write
 
     def _forget_last(self) -> None:
         self._last = None
@@ -70,6 +70,22 @@ class BoundedStream(OutStream):
     def _flush(self) -> None:
         self._unflushed = 0
         super()._flush()
+
+
+# `Any`: an IPython shell, which has no types.
+def keep_none(shell: Any) -> None:
+    """IPython would remember all that was ever shown or printed, for `%notebook` alone."""
+
+    def tee(channel: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    shell._tee = tee
+    shell.history_manager.outputs = _Forgetful()
+
+
+class _Forgetful(defaultdict[int, list[Any]]):
+    def __missing__(self, key: int) -> list[Any]:
+        return []
 
 
 def _without_surrogates(chunk: str) -> str:
