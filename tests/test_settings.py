@@ -55,6 +55,11 @@ def test_the_proxy_is_read_in_both_spellings(name: str) -> None:
             id="not finite",
         ),
         pytest.param(
+            {"E2B_AGENT_MCP_AGENT_MAX_STEPS": "0"},
+            "E2B_AGENT_MCP_AGENT_MAX_STEPS: expected a number of at least 1, got '0'.",
+            id="no step at all",
+        ),
+        pytest.param(
             {"E2B_AGENT_MCP_ENGINE_ISOLATION": "docker"},
             "E2B_AGENT_MCP_ENGINE_ISOLATION: expected one of auto, bubblewrap, gvisor, got",
             id="not a choice",

@@ -45,9 +45,10 @@ class Secret:
 
 
 # Any: dataclasses.field is typed by its default, which differs for every option.
-def option(default: Any, help: str, *, env: str = "") -> Any:
-    """A dataclass field that `Settings.load` fills; `env` overrides the derived variable name."""
-    return field(default=default, metadata={"help": help, "env": env})
+def option(default: Any, help: str, *, env: str = "", least: int = 0) -> Any:
+    """A dataclass field that `Settings.load` fills; `env` overrides the derived variable name, and
+    no number is below `least`."""
+    return field(default=default, metadata={"help": help, "env": env, "least": least})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +206,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AgentSettings:
-    """The agent's model, and what one task may spend. Seconds; 0 means no limit."""
+    """The agent's model, and what one task may spend. Seconds; 0 means no limit, but for steps."""
 
     model: str | None = option(
         None,
@@ -228,7 +229,7 @@ class AgentSettings:
     moonshot_key: Secret | None = option(None, "key of Moonshot", env="MOONSHOT_API_KEY")
     openrouter_key: Secret | None = option(None, "key of OpenRouter", env="OPENROUTER_API_KEY")
     xai_key: Secret | None = option(None, "key of xAI", env="XAI_API_KEY")
-    max_steps: int = option(20, "most steps of one task")
+    max_steps: int = option(20, "most steps of one task", least=1)
     max_tokens: int = option(500_000, "most LLM tokens of one task, in and out together")
     max_cost_usd: float = option(1.0, "most US dollars of one task, where the price is known")
     timeout: float = option(1800.0, "limit of one whole task, in seconds")
@@ -301,6 +302,7 @@ class Option:
     help: str
     default: object
     kind: Any  # a type or typing form; there is no narrower common type
+    least: int  # of a number
 
 
 def options() -> Iterator[Option]:
@@ -349,7 +351,9 @@ def _group_class(group: "Field[Any]") -> Any:
 
 def _option(cls: Any, item: "Field[Any]", name: str) -> Option:
     env = item.metadata["env"] or PREFIX + name.replace(".", "_").upper()
-    return Option(name, env, item.metadata["help"], item.default, get_type_hints(cls)[item.name])
+    kind = get_type_hints(cls)[item.name]
+    metadata = item.metadata
+    return Option(name, env, metadata["help"], item.default, kind, metadata["least"])
 
 
 def _flatten(config: Mapping[str, object]) -> dict[str, object]:
@@ -408,13 +412,13 @@ def _build(groups: Mapping[str, Mapping[str, Any]], origins: Mapping[str, Origin
 def _parse(item: Option, value: object, origin: Origin) -> object:
     where = item.env if origin == "environment" else f"{item.name} ({origin})"
     try:
-        return _convert(item.kind, value)
+        return _convert(item.kind, value, item.least)
     except ValueError as exc:
         # A secret's value stays out of the message.
         raise SettingsError(f"{where}: {exc}. Meaning: {item.help}.") from None
 
 
-def _convert(kind: Any, value: object) -> object:
+def _convert(kind: Any, value: object, least: int = 0) -> object:
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
         parts = value if isinstance(value, (list, tuple)) else _split(item, str(value))
@@ -424,7 +428,7 @@ def _convert(kind: Any, value: object) -> object:
     if type(None) in get_args(kind):
         return _convert(next(arg for arg in get_args(kind) if arg is not type(None)), value)
     if kind in (int, float):
-        return _number(kind, value)
+        return _number(kind, value, least)
     if kind is Path:
         return Path(str(value)).expanduser()
     if isinstance(value, kind):
@@ -443,11 +447,11 @@ def _choice(choices: tuple[str, ...], value: str) -> str:
     return value
 
 
-def _number(kind: type[int] | type[float], value: object) -> float:
+def _number(kind: type[int] | type[float], value: object, least: int) -> float:
     try:
         number = kind(str(value))
     except ValueError:
         raise ValueError(f"expected a number, got {value!r}") from None
-    if not 0 <= number < float("inf"):
-        raise ValueError(f"expected a number of at least 0, got {value!r}")
+    if not least <= number < float("inf"):
+        raise ValueError(f"expected a number of at least {least}, got {value!r}")
     return number

@@ -110,7 +110,8 @@ def print_end(record: "TaskRecord", console: Console) -> None:
     """How the task ended, what it made and what it cost; not its answer."""
     if record.error is not None:
         console.print(Text(safe(record.error.message), style="red"))
-        console.print(Text(safe(record.error.hint)))
+        if record.error.hint:
+            console.print(Text(safe(record.error.hint)))
     for file in record.files:
         console.print(Text.assemble(("file ", "dim"), (safe(file.path), "green")))
     if record.note:
