@@ -49,6 +49,14 @@ def test_a_long_memory_loses_its_oldest_steps_and_no_task() -> None:
     assert len(json.dumps(dumped)) < LONGEST_MEMORY + 1000
 
 
+def test_many_long_tasks_are_forgotten_but_for_the_newest() -> None:
+    steps = [TaskStep(task=f"{n}" * 20_000) for n in range(5)]
+    dumped = dump([*steps, TaskStep(task="9" * LONGEST_MEMORY), step("last")], tasks={})
+    assert [str(entry["task"])[0] for entry in dumped] == ["9"]
+    dumped = dump([*steps, step("last")], tasks={})
+    assert [str(entry["task"])[0] for entry in dumped] == ["3", "4"]
+
+
 def test_what_dump_did_not_make_is_refused() -> None:
     with pytest.raises(ValueError, match="neither a task nor a step"):
         load([{"something": "else"}], LOGGER)

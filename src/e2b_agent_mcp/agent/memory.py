@@ -56,15 +56,17 @@ def _step(entry: Entry, logger: AgentLogger) -> TaskStep | ActionStep:
 
 
 def _shortened(entries: list[Entry]) -> tuple[Entry, ...]:
-    """Drops the oldest steps; tasks stay, they are short and explain what came after."""
+    """Drops the oldest steps, then the oldest tasks: they explain what came after. The newest task
+    stays, however long it is."""
+    newest = max((n for n, entry in enumerate(entries) if "task" in entry), default=None)
+    order = sorted(range(len(entries)), key=lambda n: ("task" in entries[n], n))
     size = sum(map(_size, entries))
-    kept: list[Entry] = []
-    for entry in entries:
-        if size > LONGEST_MEMORY and "task" not in entry:
-            size -= _size(entry)
-        else:
-            kept.append(entry)
-    return tuple(kept)
+    dropped = set()
+    for n in order:
+        if size > LONGEST_MEMORY and n != newest:
+            size -= _size(entries[n])
+            dropped.add(n)
+    return tuple(entry for n, entry in enumerate(entries) if n not in dropped)
 
 
 def _size(entry: Entry) -> int:
