@@ -6,6 +6,7 @@ The tags are ours as well: `<code>` is found in any web page that the agent may 
 
 from dataclasses import dataclass
 
+from e2b_agent_mcp.agent.text import quoted
 from e2b_agent_mcp.agent.workspace import Facts
 
 OPENING = "<python>"
@@ -100,7 +101,7 @@ def task_prompt(task: str, facts: Facts, news: str = "") -> str:
             separator = ", " if title == "packages" else "\n  "
             start = " " if title == "packages" else separator
             lines.append(f"{title}:{start}{separator.join(items)}")
-    found = f"\n\nWhat is in the sandbox now:\n<output>\n{chr(10).join(lines)}\n</output>"
+    found = f"\n\nWhat is in the sandbox now:\n{quoted(chr(10).join(lines))}"
     return task.strip() + (found if lines else "") + (f"\n\n{news}" if news else "")
 
 
