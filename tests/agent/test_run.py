@@ -17,6 +17,7 @@ from e2b_agent_mcp.agent import (
     StepStarted,
     Thinking,
 )
+from e2b_agent_mcp.agent.workspace import Workspace
 from scripted_llm import FOREVER, KEY, Reply, code
 
 if TYPE_CHECKING:
@@ -106,6 +107,20 @@ async def test_what_is_in_the_sandbox_cannot_leave_its_quotes(agent: Agent) -> N
     ]
     assert run.images == run.steps[0].images + run.steps[1].images
     assert "[1 image captured; the user sees it]" in said(agent.llm.requests[1])
+
+
+async def test_the_images_of_a_task_stay_within_a_size_and_the_model_is_told(agent: Agent) -> None:
+    workspace = Workspace(agent.lease, on_output=hear_nothing, image_bytes=2500)
+    for number, kept in enumerate([1, 1, 0]):
+        data = f"b'\\x89PNG' + b'{number}' * 1000"
+        seen = await workspace.run(
+            f"from IPython.display import Image\nImage(data={data}, format='png')", timeout=30
+        )
+        assert (len(seen.images), "not kept" in seen.output) == (kept, not kept), seen
+
+
+async def hear_nothing(text: str) -> None:
+    pass
 
 
 async def test_a_model_that_sees_is_shown_the_newest_plots(agent: Agent) -> None:

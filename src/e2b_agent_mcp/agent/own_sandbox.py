@@ -100,7 +100,9 @@ class OwnSandbox:
         async with SandboxManager(self._settings) as manager:
             try:
                 async with BlockingPortal() as portal, manager.lease(key) as lease:
-                    workspace = Workspace(lease, on_output=_ignore, replacements=math.inf)
+                    workspace = Workspace(
+                        lease, on_output=_ignore, replacements=math.inf, image_bytes=math.inf
+                    )
                     opened.set_result((portal, workspace))
                     await portal.sleep_until_stopped()
                 await manager.end_session(key)

@@ -32,6 +32,7 @@ LONGEST_ERROR = 4_000  # characters of a traceback
 LONGEST_ANSWER = 400_000  # characters of an answer in JSON
 LARGEST_IMAGE = 5_000_000  # bytes
 MOST_IMAGES = 10  # of one run of code
+MOST_IMAGE_BYTES = 20_000_000  # of one workspace: they stay in memory as long as a task
 MOST_FACTS = 80  # entries of one kind
 LONGEST_FACT = 160  # characters
 
@@ -80,12 +81,14 @@ class Workspace:
         *,
         on_output: Callable[[str], Awaitable[None]],
         replacements: float = 1,
+        image_bytes: float = MOST_IMAGE_BYTES,
     ) -> None:
         self.seconds = 0.0  # during which code ran
         self._lease = lease
         self._on_output = on_output
         self._prepared = False
         self._replacements = replacements
+        self._image_bytes = image_bytes  # that may still come
 
     async def prepare(self) -> Facts:
         """Makes `final_answer` known to the interpreter, and looks around."""
@@ -124,13 +127,15 @@ class Workspace:
             await self._on_output(f"{text}\n")
         # A note tells of an interpreter that was interrupted or started afresh.
         self._prepared = not run.note
-        return observe(run, timeout=timeout)
+        seen = observe(run, timeout=timeout, image_bytes=self._image_bytes)
+        self._image_bytes -= sum(len(image.data) for image in seen.images)
+        return seen
 
 
-def observe(run: Run, *, timeout: float) -> Observation:
+def observe(run: Run, *, timeout: float, image_bytes: float = MOST_IMAGE_BYTES) -> Observation:
     """What a run of code looks like to the agent."""
     payloads = list(_payloads(run.execution.results))
-    images, left_out = _images(run.execution.results)
+    images, left_out = _images(run.execution.results, image_bytes)
     answer = next((found for item in payloads if (found := _answer(item)) is not None), None)
     return Observation(
         output=_output(run.execution, len(images), left_out),
@@ -182,10 +187,15 @@ def _main_text(results: "list[Result]") -> str | None:
     return next((_shown_text(item) or None for item in results if item.is_main_result), None)
 
 
-def _images(results: "list[Result]") -> tuple[tuple[Image, ...], int]:
-    """Each different image once, and how many were left out."""
+def _images(results: "list[Result]", room: float) -> tuple[tuple[Image, ...], int]:
+    """Each different image once, within `room` bytes together, and how many were left out."""
     found = dict.fromkeys(image for result in results for image in _image(result))
-    kept = [image for image in found if len(image.data) <= LARGEST_IMAGE][:MOST_IMAGES]
+    kept: list[Image] = []
+    for image in found:
+        size = len(image.data)
+        if size <= min(LARGEST_IMAGE, room) and len(kept) < MOST_IMAGES:
+            kept.append(image)
+            room -= size
     return tuple(kept), len(found) - len(kept)
 
 
