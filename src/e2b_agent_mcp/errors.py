@@ -123,6 +123,7 @@ class EngineUnavailableError(E2BAgentError):
 class ModelError(E2BAgentError):
     code = "model_error"
     retry_after: float | None = None  # seconds, when the service says
+    reached = True  # False: no service got the request
 
 
 class ModelNotConfiguredError(ModelError):

@@ -1,5 +1,6 @@
 """How models are asked: repeated, replaced, refused. litellm over HTTP, no sandbox."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,35 @@ async def test_when_all_models_fail_the_first_one_says_why(llm: ScriptedLLM) -> 
     with pytest.raises(ModelError) as refused:
         await Asker(llm.settings(fallbacks=("openai/second",))).llm.ask(REQUEST)
     assert refused.value.code == "model_authentication"
+
+
+async def test_what_was_refused_or_never_arrived_is_a_call_but_costs_nothing(
+    llm: ScriptedLLM,
+) -> None:
+    llm.script(Reply(status=429, headers={"retry-after": "0"}), Reply(status=401))
+    asker = Asker(llm.settings(model="openai/gpt-6-luna"))
+    with pytest.raises(ModelError):
+        await asker.llm.ask(REQUEST)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+        away = Asker(llm.settings(base_url=url, fallbacks=("openai/scripted",)))
+        llm.script("Hello")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("e2b_agent_mcp.agent.llm.TRIES", 1)
+        with pytest.raises(ModelError):
+            await away.llm.ask(REQUEST)
+    llm.forget()
+    assert (asker.llm.spent.llm_calls, away.llm.spent.llm_calls) == (2, 1)
+    assert (asker.llm.spent.input_tokens, away.llm.spent.input_tokens) == (0, 0)
+    assert (asker.llm.spent.cost_usd, asker.llm.dollars) == (0.0, 0.0)
+
+
+async def test_a_model_without_a_provider_is_told_how_to_be_named() -> None:
+    with pytest.raises(ModelError) as refused:
+        await Asker(AgentSettings(model="nobody/anything")).llm.ask(REQUEST)
+    assert refused.value.code == "model_not_found"
+    assert "PROVIDER/MODEL" in refused.value.hint
 
 
 async def test_the_key_stays_out_of_the_message(llm: ScriptedLLM) -> None:

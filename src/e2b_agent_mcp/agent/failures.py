@@ -25,6 +25,7 @@ SHORTEST_SECRET = 6  # characters; a shorter one would take ordinary words out o
 
 _PREFIX = re.compile(r"^(?:litellm\.)?[A-Za-z]+(?:Error|Exception)(?::| -)\s*")
 _LOOKS_LIKE_KEY = re.compile(r"\b(?:sk|gsk|xai|AIza)[-_]?[A-Za-z0-9_-]{12,}")
+_CREDENTIALS = re.compile(r"//[^/@]*@")  # of a URL
 _NO_MONEY = re.compile(r"quota|billing|credit|balance|payment", re.IGNORECASE)
 _TOO_LONG = re.compile(r"context (?:length|window)|too long|maximum context|too many tokens", re.I)
 
@@ -49,6 +50,12 @@ def _error(exc: Exception, choice: Choice, said: str) -> ModelError:
         return ModelContextError(
             f"The conversation is too long for {model}: {said}",
             hint="Start afresh with a smaller task, or choose a model with a larger context.",
+        )
+    if "LLM Provider NOT provided" in said:
+        return ModelNotFoundError(
+            f"LiteLLM knows no provider for the model {model}.",
+            hint="Name it as PROVIDER/MODEL, such as openai/gpt-5.4-mini; for a server of your own "
+            "set E2B_AGENT_MCP_AGENT_BASE_URL too.",
         )
     if status in (401, 403):
         return ModelAuthenticationError(
@@ -75,11 +82,13 @@ _TRY_AGAIN = "Try again in a while, or name another model."
 
 def _unavailable(exc: Exception, choice: Choice, said: str) -> ModelUnavailableError:
     if _headers(exc) is None and "onnection" in said:
-        where = choice.base_url or "its service"
-        return ModelUnavailableError(
+        where = _CREDENTIALS.sub("//***@", choice.base_url or "its service")
+        error = ModelUnavailableError(
             f"{choice.model} could not be reached at {where}.",
             hint="Check that it runs, the network, and E2B_AGENT_MCP_AGENT_BASE_URL.",
         )
+        error.reached = False
+        return error
     return ModelUnavailableError(f"{choice.model} failed: {said}", hint=_TRY_AGAIN)
 
 

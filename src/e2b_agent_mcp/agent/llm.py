@@ -3,7 +3,8 @@
 Contract of `Llm.ask`: it can be cancelled at any moment, which closes the connection. It repeats
 what is worth repeating (too many requests, unreachable, a stream that broke) after the time that
 the service asks for, then goes on to the next model, and raises the first model's `ModelError` when
-all have failed. Every call is counted, also one that failed: what was sent has been paid for.
+all have failed. Every call is counted, also one that broke off: what was sent has been paid for,
+unless the service refused it or was never reached.
 
 litellm's and the OpenAI client's own retries are off: they sleep uncounted and unseen.
 
@@ -86,6 +87,7 @@ class Llm:
         client: AskClient | None = None,
     ) -> None:
         self.spent = Usage()
+        self.dollars = 0.0  # as far as prices are known; `spent` has none once one is not
         self.model = choices[0].model
         self._choices = choices
         self._secrets = secrets
@@ -100,8 +102,9 @@ class Llm:
 
     @property
     def price(self) -> Price | None:
-        """Of the model that is asked first."""
-        return price(self._choices[0].model)
+        """Of the dearest model that may be asked, as far as prices are known."""
+        known = (price(choice.model) for choice in self._choices)
+        return max(filter(None, known), key=lambda found: found.output, default=None)
 
     async def ask(self, request: Request) -> Reply:
         first: ModelError | None = None
@@ -158,6 +161,7 @@ class Llm:
 
     async def _call(self, choice: Choice, request: Request) -> Reply:
         received = _Received()
+        charged = True
         try:
             # Any: litellm's streams and chunks have no useful type.
             stream: Any = await self._bounded(choice, lambda: _open(choice, request))
@@ -168,9 +172,15 @@ class Llm:
                     # Asked for more, litellm would put the reply together, price it and log it.
                     if received.is_whole:
                         break
+        except ModelError as exc:
+            # What broke off is a `ModelUnavailableError`; the others refuse.
+            begun = exc.reached and isinstance(exc, ModelUnavailableError)
+            charged = begun or received.size > 0
+            raise
         finally:
-            usage = received.usage(choice.model, request)
+            usage = received.usage(choice.model, request) if charged else Usage(llm_calls=1)
             self.spent = add(self.spent, usage)
+            self.dollars += usage.cost_usd or 0.0
         self.model = choice.model
         complete = received.finish != "length"
         return Reply(text=received.text, complete=complete, model=choice.model, usage=usage)

@@ -225,9 +225,9 @@ class AgentRunner:
 
         budget = self._budget.for_last_answer() if is_last else self._budget.for_steps()
         longest = budget.reply_tokens(
-            self._llm.spent, prompt=estimate(request.messages), price=self._llm.price
+            self.spent, prompt=estimate(request.messages), price=self._llm.price
         )
-        reason = budget.exceeded(self._usage())
+        reason = budget.exceeded(self._charged())
         if reason or longest < LEAST_REPLY:
             raise Aborted(reason or "the next call could exceed its limit of tokens or dollars")
         if longest < LARGEST_CAP:
@@ -239,7 +239,7 @@ class AgentRunner:
 
         left = self._budget.sandbox_seconds - self._workspace.seconds
         if left <= 0:
-            raise Aborted(self._budget.exceeded(self._usage()))
+            raise Aborted(self._budget.exceeded(self._charged()))
         try:
             return self._bridge.call(self._observe, code, min(self._settings.step_timeout, left))
         except Exception as exc:  # for the model there is nothing to be done about it
@@ -333,8 +333,12 @@ class AgentRunner:
 
     @property
     def spent(self) -> Usage:
-        """What its model has cost so far."""
-        return self._llm.spent
+        """What its models have cost so far, as far as their prices are known."""
+        return replace(self._llm.spent, cost_usd=self._llm.dollars)
+
+    def _charged(self) -> Usage:
+        """What counts against the budget: one model without a price must not hide the others'."""
+        return replace(self._usage(), cost_usd=self._llm.dollars)
 
     def _usage(self) -> Usage:
         if self._started is None:

@@ -382,7 +382,6 @@ class TaskRegistry:
         live.accounted = now
         self._manager.account_model(
             live.record.key,
-            # None: its price is unknown
             usd=max((now.cost_usd or 0.0) - (before.cost_usd or 0.0), 0.0),
             tokens=_tokens(now) - _tokens(before),
         )
