@@ -2,8 +2,10 @@
 
 import json
 import re
+import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from mcp.types import CallToolResult, ImageContent, ResourceLink, TextContent
 from e2b_agent_mcp import Settings, create_server
 from e2b_agent_mcp.engine import EngineAddress
 from e2b_agent_mcp.settings import AgentSettings, E2BSettings, EngineSettings, FileSettings, Secret
+from e2b_agent_mcp.tasks.store import FILE
 from scripted_llm import FOREVER, KEY, Reply, ScriptedLLM, code
 
 pytestmark = pytest.mark.anyio
@@ -279,6 +282,48 @@ async def test_the_same_call_again_waits_for_the_same_task(
     assert len(set(ids)) == 1
     llm.script(code("final_answer(2)"))
     assert (await call(client, "run_agent_task", task="Once."))["task_id"] not in ids
+
+
+async def test_the_same_call_after_one_that_was_cancelled_is_a_new_task(
+    client: Client, llm: ScriptedLLM
+) -> None:
+    llm.script(Reply(text="never", delay=FOREVER), code("final_answer(1)"))
+    async with anyio.create_task_group() as calls:
+        calls.start_soon(call_task, client, "Once.")
+        await llm.asked()
+        calls.cancel_scope.cancel()
+    task = await call_task(client, "Once.")
+    assert (task["status"], task["answer"]) == ("completed", 1)
+
+
+async def test_a_caller_who_gives_up_before_the_task_is_stored_leaves_it_to_the_other(
+    client: Client, settings: Settings, llm: ScriptedLLM
+) -> None:
+    await client.call_tool("get_agent_task", {"task_id": "t-none"})  # makes the file
+    llm.script(code("final_answer(1)"))
+    found: list[dict[str, Any]] = []
+
+    async def ask() -> None:
+        found.append(await call_task(client, "Once."))
+
+    assert settings.engine.state_dir is not None
+    file = settings.engine.state_dir / "tasks" / FILE
+    async with anyio.create_task_group() as calls:
+        with closing(sqlite3.connect(file, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            calls.start_soon(ask)
+            await anyio.wait_all_tasks_blocked()
+            async with anyio.create_task_group() as first:
+                first.start_soon(call_task, client, "Once.")
+                await anyio.wait_all_tasks_blocked()
+                first.cancel_scope.cancel()
+            await anyio.wait_all_tasks_blocked()
+            other.execute("ROLLBACK")
+    assert [(task["status"], task["answer"]) for task in found] == [("completed", 1)]
+
+
+async def call_task(client: Client, task: str) -> dict[str, Any]:
+    return await call(client, "run_agent_task", task=task)
 
 
 async def test_cancelling_a_task_stops_model_and_keeps_the_session(

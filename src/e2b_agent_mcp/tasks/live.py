@@ -134,7 +134,7 @@ class LiveTask:
         An answer that is under way is paid for: it may come later than that.
         """
         deadline = anyio.current_time() + wait
-        with self._listening(listener):
+        with self.waited_for(), self._listening(listener):
             if listener is not None and self.doing:
                 await listener(Doing(self.doing))
             go_on = True
@@ -154,13 +154,19 @@ class LiveTask:
             await self.questions.news()
 
     @contextmanager
-    def _listening(self, listener: Listener | None) -> Iterator[None]:
+    def waited_for(self) -> Iterator[None]:
         self.callers += 1
+        try:
+            yield
+        finally:
+            self.callers -= 1
+
+    @contextmanager
+    def _listening(self, listener: Listener | None) -> Iterator[None]:
         if listener is not None:
             self.listeners.append(listener)
         try:
             yield
         finally:
-            self.callers -= 1
             if listener is not None:
                 self.listeners.remove(listener)

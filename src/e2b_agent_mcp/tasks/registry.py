@@ -244,18 +244,24 @@ class TaskRegistry:
     async def _elsewhere(self, owner: str, task_id: str, wait: float) -> TaskRecord:
         """A task that this process does not do, at its end or after `wait` seconds."""
         record = await self._do(self._store.load, owner, task_id)
+        if record.status != "working" or not wait:
+            return record
         with anyio.move_on_after(wait):
-            while record.status == "working":
+            # No event tells of what another process does.
+            while await self._do(self._store.is_working, task_id):  # noqa: ASYNC110
                 await anyio.sleep(POLL)
-                record = await self._do(self._store.load, owner, task_id)
-        return record
+        return await self._do(self._store.load, owner, task_id)
 
     def _find(self, owner: str, task_id: str) -> LiveTask | None:
         live = self._live.get(task_id)
         return live if live is not None and live.record.key.owner == owner else None
 
     def _same(self, request: TaskRequest) -> LiveTask | None:
-        return next((live for live in self._live.values() if live.request == request), None)
+        """One that is being stopped is over for whoever asks anew."""
+        for live in self._live.values():
+            if live.request == request and not live.scope.cancel_called:
+                return live
+        return None
 
     async def _record_for(self, request: TaskRequest) -> TaskRecord:
         if not request.task_id:
@@ -282,12 +288,13 @@ class TaskRegistry:
         attendant: Attendant | None,
     ) -> TaskRecord:
         try:
-            await live.saved.wait()
-            if live.refusal is not None:
-                raise live.refusal
-            if live.elsewhere:
-                return await self._elsewhere(live.record.key.owner, live.elsewhere, wait)
-            return await live.attend(wait, listener, attendant)
+            with live.waited_for():
+                await live.saved.wait()
+                if live.refusal is not None:
+                    raise live.refusal
+                if live.elsewhere:
+                    return await self._elsewhere(live.record.key.owner, live.elsewhere, wait)
+                return await live.attend(wait, listener, attendant)
         except anyio.get_cancelled_exc_class():
             if not live.callers:
                 live.stop()

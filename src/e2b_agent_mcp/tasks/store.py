@@ -177,6 +177,14 @@ class TaskStore:
                 row = self._row(database, owner, task_id)
             return _record(database, row)
 
+    def is_working(self, task_id: str) -> bool:
+        """Whether its process is at work on it; a look costs little, however large the task is."""
+        query = "SELECT status, process FROM tasks WHERE task_id=?"
+        row = self._open().execute(query, (task_id,)).fetchone()
+        return (
+            row is not None and row["status"] == "working" and not self._has_ended(row["process"])
+        )
+
     def working(self, key: SessionKey) -> list[str]:
         """Tasks of the session that another process is at work on."""
         if not self._exists:
