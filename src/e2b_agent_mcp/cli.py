@@ -357,15 +357,14 @@ def _task(args: argparse.Namespace, settings: Settings) -> int:
     if not args.task.strip() and not args.task_id:
         raise InvalidArgumentError("task: say what to do, or --continue a task.")
     request = replace(
-        _request(args, settings), task=args.task.strip(), task_id=args.task_id, new=args.new
-    )
-    options = TaskOptions(
+        _request(args, settings),
+        task=args.task.strip(),
+        task_id=args.task_id,
+        new=args.new,
         packages=tuple(args.packages),
-        files=tuple(args.files),
-        output=args.output,
-        as_json=args.json,
+        files=tuple(str(file.absolute()) for file in args.files),
     )
-    return run_task(request, options, settings)
+    return run_task(request, TaskOptions(output=args.output, as_json=args.json), settings)
 
 
 def _interactive(args: argparse.Namespace, settings: Settings) -> int:

@@ -109,7 +109,11 @@ class Conversation:
         try:
             record = future.result()
         except KeyboardInterrupt:
-            record = self._portal.call(self._tasks.stop, request)
+            try:
+                record = self._portal.call(self._tasks.stop, request)
+            except NotFoundError:  # it ended at that moment, or is another process's
+                future.cancel()
+                raise
         finally:
             view.finish()
         self._show(record)

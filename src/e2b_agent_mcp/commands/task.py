@@ -24,8 +24,6 @@ from e2b_agent_mcp.tasks import Prepare, TaskRecord, TaskRegistry, TaskRequest, 
 class TaskOptions:
     """What the command line says besides the task itself."""
 
-    packages: tuple[str, ...] = ()
-    files: tuple[Path, ...] = ()  # of this machine, brought to the agent's working folder
     output: Path
     as_json: bool = False
 
@@ -47,16 +45,16 @@ async def opened(settings: Settings) -> AsyncIterator[tuple[SandboxManager, Task
         yield manager, tasks
 
 
-def bringing(files: Sequence[Path], packages: Sequence[str], settings: Settings) -> Prepare:
-    """Brings the files and installs the packages before the agent begins."""
+def bringing(files: Sequence[str], packages: Sequence[str], settings: Settings) -> Prepare:
+    """Brings files of this machine and installs the packages before the agent begins."""
 
     async def prepare(lease: Lease) -> str:
         if packages:
             await lease.install(packages, timeout=settings.runs.install_timeout)
-        for file in files:
+        for file in map(Path, files):
             content = await anyio.to_thread.run_sync(_read, file)
             await lease.write_file(file.name, content)
-        names = ", ".join(file.name for file in files)
+        names = ", ".join(Path(file).name for file in files)
         return f"Files for this task, in your working folder: {names}" if files else ""
 
     return prepare
@@ -80,7 +78,7 @@ async def _run(request: TaskRequest, options: TaskOptions, settings: Settings) -
             record = await tasks.run(
                 request,
                 wait=math.inf,
-                prepare=bringing(options.files, options.packages, settings),
+                prepare=bringing(request.files, request.packages, settings),
                 listener=view.show,
             )
         finally:
