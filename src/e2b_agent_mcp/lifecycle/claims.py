@@ -20,7 +20,16 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from e2b_agent_mcp.errors import NotFoundError, SandboxLostError
+from e2b_agent_mcp.errors import (
+    AuthenticationError,
+    InvalidArgumentError,
+    NotFoundError,
+    RateLimitError,
+    SandboxError,
+    SandboxLostError,
+    SandboxTimeoutError,
+    SandboxUnavailableError,
+)
 from e2b_agent_mcp.lifecycle.control import Control, bounded
 from e2b_agent_mcp.pool import Candidate, SessionKey
 
@@ -30,8 +39,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NOTE = "/home/user/.e2b-agent-mcp-session"
-LONGEST_NOTE = 4096  # characters; the code in the sandbox may have written it
+LONGEST_NOTE = 4096  # bytes; the code in the sandbox may have written it
 NOTE_LIMIT = 10.0  # seconds to read or write one
+
+# After these nobody knows what the sandbox would have answered, or that it has ended.
+_NOT_ASKED = (
+    *(AuthenticationError, RateLimitError, SandboxLostError),
+    *(SandboxTimeoutError, SandboxUnavailableError),
+)
 
 
 class Found(NamedTuple):
@@ -86,13 +101,19 @@ class Claims:
         if item.sandbox_id in self._known:
             return self._known[item.sandbox_id]
         handle = await self._control.open(item.sandbox_id, paused=item.paused, extend=item.paused)
-        text = await bounded("reading a claim", NOTE_LIMIT, lambda: handle.files.read(NOTE))
+        try:
+            text = await bounded("reading a claim", NOTE_LIMIT, lambda: _beginning(handle))
+        except (InvalidArgumentError, SandboxError) as exc:
+            if isinstance(exc, _NOT_ASKED):
+                raise
+            # The sandbox has something else in the note's place, such as a folder.
+            text = b""
         note = self._known[item.sandbox_id] = self._trusted(item.sandbox_id, text)
         return note
 
-    def _trusted(self, sandbox_id: str, text: str) -> dict[str, str] | None:
+    def _trusted(self, sandbox_id: str, text: bytes) -> dict[str, str] | None:
         try:
-            read = json.loads(text[:LONGEST_NOTE])
+            read = json.loads(text)
             note = {name: str(read[name]) for name in ("session", "generation")}
             signature = str(read["signature"]).encode()
         except (ValueError, TypeError, KeyError, RecursionError):
@@ -104,3 +125,15 @@ class Claims:
     def _sign(self, sandbox_id: str, note: dict[str, str]) -> str:
         said = json.dumps(["claim", sandbox_id, note["session"], note["generation"]])
         return hmac.new(self._control.secret, said.encode(), hashlib.sha256).hexdigest()
+
+
+async def _beginning(handle: "AsyncSandbox") -> bytes:
+    """All of a note, and of anything longer not enough to do harm."""
+    reader = await handle.files.read(NOTE, format="stream")
+    read = b""
+    async with reader:
+        async for piece in reader:
+            read += piece
+            if len(read) > LONGEST_NOTE:
+                break
+    return read[:LONGEST_NOTE]
