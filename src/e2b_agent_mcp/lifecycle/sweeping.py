@@ -39,28 +39,41 @@ class Sweeper:
         self._control = control
         self._sessions = sessions
         self._owners: set[str] = set()
+        self._new_owners: list[str] = []
         self._new_owner = anyio.Event()
 
     def look_after(self, owner: str) -> None:
         if owner not in self._owners:
             self._owners.add(owner)
+            self._new_owners.append(owner)
             self._new_owner.set()
 
     async def sweep(self) -> None:
         """Runs as long as the manager; starts with the first owner."""
         await self._new_owner.wait()
         while True:
-            self._new_owner = anyio.Event()
+            self._new_owners.clear()
             for owner in (None, *sorted(self._owners)):
-                try:
-                    await self.prune(owner)
-                except E2BAgentError as exc:
-                    logger.warning("paused sandboxes not looked after: %s", exc.message)
-                except Exception:
-                    # No call depends on it, and the next one may succeed.
-                    logger.warning("paused sandboxes not looked after", exc_info=True)
+                await self._try_to_prune(owner)
             with anyio.move_on_after(SWEEP_INTERVAL):
-                await self._new_owner.wait()
+                await self._welcome()
+
+    async def _welcome(self) -> None:
+        """Looks once after each owner that is new since the last round."""
+        while True:
+            while self._new_owners:
+                await self._try_to_prune(self._new_owners.pop(0))
+            self._new_owner = anyio.Event()
+            await self._new_owner.wait()
+
+    async def _try_to_prune(self, owner: str | None) -> None:
+        try:
+            await self.prune(owner)
+        except E2BAgentError as exc:
+            logger.warning("paused sandboxes not looked after: %s", exc.message)
+        except Exception:
+            # No call depends on it, and the next one may succeed.
+            logger.warning("paused sandboxes not looked after", exc_info=True)
 
     async def prune(self, owner: str | None, *, dry_run: bool = False) -> list[Candidate]:
         metadata = made_by(self._settings.local_owner) if owner is None else owned_by(owner)
@@ -87,4 +100,8 @@ class Sweeper:
         if turn.locked():
             return False  # a call is about to resume it
         async with turn:
-            return dry_run or await self._control.kill(item.sandbox_id)
+            if dry_run:
+                return True
+            # Another server, or a call of ours, may have resumed it since it was listed.
+            found = await self._control.inspect(item.sandbox_id)
+            return found is not None and found.paused and await self._control.kill(found.sandbox_id)
