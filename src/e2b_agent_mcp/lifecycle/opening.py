@@ -133,7 +133,7 @@ class Opener:
             session.slot.generation = max(session.slot.generation, found.generation)
             await self._end_aged(session, found.sandbox_id)
             return None
-        if session.slot.lost:
+        if session.slot.lost and not session.slot.created:
             session.slot.lost = EXPLAIN_REPLACED
         return await self._take(session, found, on_progress)
 
@@ -234,7 +234,12 @@ class Opener:
         )
         self.keeper.hold(session, handle, generation)
         session.slot.created = True
-        winner = choose(await self.find_session(session.key))
+        try:
+            winner = choose(await self.find_session(session.key))
+        except BaseException:
+            # The next call looks again, or it would not hear of another server's.
+            session.slot.sandbox_id = ""
+            raise
         if winner is None or winner.sandbox_id == handle.sandbox_id:
             return
         if await self._open_handle(session, winner):
