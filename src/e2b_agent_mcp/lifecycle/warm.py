@@ -129,8 +129,9 @@ class WarmPool:
 
     async def _fill(self, owner: str, shelf: _Shelf) -> None:
         nobody = SessionKey(owner, "")
-        while len(shelf.ready) < self._count and self._pool.shortage(nobody, self._clock()) is None:
-            if not await self._may_spend(owner):
+        while len(shelf.ready) < self._count and await self._may_spend(owner):
+            # Nothing is awaited between this look and taking the place.
+            if self._pool.shortage(nobody, self._clock()) is not None:
                 return
             self._pool.warm[owner] += 1
             try:
