@@ -45,6 +45,7 @@ from e2b_agent_mcp.lifecycle.transitions import Transitions
 from e2b_agent_mcp.lifecycle.usage import Usage
 from e2b_agent_mcp.lifecycle.warm import WarmPool
 from e2b_agent_mcp.pool import (
+    EXPLAIN_REBOOTED,
     EXPLAIN_RESTARTED,
     Candidate,
     Maker,
@@ -336,7 +337,8 @@ class SandboxManager:
             elif session.unsettled:
                 raise SandboxUnavailableError(note, hint="Wait a moment and try again.")
             elif note == RESTARTED:
-                lease.tell_loss(EXPLAIN_RESTARTED)
+                rebooted = session.resumed and session.executions == 1
+                lease.tell_loss(EXPLAIN_REBOOTED if rebooted else EXPLAIN_RESTARTED)
         return lease
 
     async def _open_to_read(self, session: Session, verdict: Verdict) -> Lease:

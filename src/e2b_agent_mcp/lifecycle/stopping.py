@@ -57,7 +57,9 @@ class Stopping(Access):
     async def _settle(self) -> str:
         try:
             before = self._session.executions
-            if await self._answers(self._probe, KERNEL_GRACE):
+            # After a resume without memory the interpreter has to start first.
+            grace = RESTART_LIMIT if self._session.resumed else KERNEL_GRACE
+            if await self._answers(self._probe, grace):
                 # The probe counts, and the run if it came there; one started afresh counts from 1.
                 return KEPT if self._session.executions > before else RESTARTED
             if await self._answers(self._restart_context, RESTART_LIMIT):
