@@ -32,16 +32,21 @@ from e2b_agent_mcp.errors import (
     TooLargeError,
 )
 from e2b_agent_mcp.lifecycle import (
+    E2BParams,
     Lease,
     Run,
     SandboxManager,
     control,
     output,
+    places,
     stopping,
 )
 from e2b_agent_mcp.lifecycle import lease as lease_module
-from e2b_agent_mcp.lifecycle.claims import NOTE
-from e2b_agent_mcp.pool import SessionKey, owned_by
+from e2b_agent_mcp.lifecycle.claims import NOTE, Claims
+from e2b_agent_mcp.lifecycle.control import Control
+from e2b_agent_mcp.lifecycle.transitions import Transitions
+from e2b_agent_mcp.lifecycle.warm import WarmPool
+from e2b_agent_mcp.pool import EXPLAIN_REBOOTED, Maker, Pool, SessionKey, Terms, owned_by
 from e2b_agent_mcp.settings import (
     E2BSettings,
     EngineSettings,
@@ -51,7 +56,17 @@ from e2b_agent_mcp.settings import (
     Secret,
     Settings,
 )
-from faults import CONTROL, Always, FaultProxy, Script, answer, hang_after, reset_after
+from faults import (
+    CONTROL,
+    Always,
+    FaultProxy,
+    Gate,
+    Script,
+    answer,
+    hang_after,
+    no_faults,
+    reset_after,
+)
 
 SETTINGS = Settings(sandboxes=SandboxSettings(idle_after=120))
 
@@ -181,6 +196,37 @@ async def test_two_servers_that_create_at_once_end_with_one_sandbox(
         assert len(used) == 2
         assert len(set(used)) == 1
         assert len(await one._control.find({"owner": key.owner})) == 1
+
+
+async def test_a_server_that_could_not_look_for_another_looks_again(
+    engine: EngineAddress, key: SessionKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one created first; this one's listing fails just when it would have told."""
+    monkeypatch.setattr(control, "RETRY_DELAYS", ())
+    gate = Gate("before")
+
+    async def fail(manager: SandboxManager) -> None:
+        with pytest.raises(SandboxUnavailableError):
+            async with manager.lease(key):
+                pytest.fail("nobody has looked")
+
+    async with (
+        FaultProxy.serve(engine) as proxy,
+        SandboxManager(SETTINGS, connect=Connector(engine)) as one,
+        SandboxManager(SETTINGS, connect=Connector(proxy.address)) as two,
+    ):
+        proxy.program = Script(create=[gate])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fail, two)
+            await gate.reached.wait()
+            async with one.lease(key) as first:
+                await text(first, "x = 42")
+            proxy.program = Always(answer(500), "list")
+            gate.opened.set()
+        proxy.program = no_faults
+        async with two.lease(key) as second:
+            assert second.sandbox_id == first.sandbox_id
+            assert await text(second, "x") == "42"
 
 
 async def test_a_call_cancelled_while_creating_leaves_the_sandbox_to_the_next(
@@ -402,15 +448,24 @@ async def test_who_waits_for_a_place_is_served_in_the_order_of_arrival(
         assert served == names
 
 
-async def test_the_wait_for_a_place_has_an_end(engine: EngineAddress, key: SessionKey) -> None:
+async def test_the_wait_for_a_place_is_told_once_and_has_an_end(
+    engine: EngineAddress, key: SessionKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few = limited(max=1, create_timeout=1)
+    heard: list[str] = []
+
+    async def on_progress(message: str) -> None:
+        heard.append(message)
+
+    monkeypatch.setattr(places, "LONGEST_LOOK_AWAY", 0.1)
     async with SandboxManager(few, connect=Connector(engine)) as manager, manager.lease(key):
         with (
-            pytest.raises(SandboxLimitError, match="All of them are in use"),
+            pytest.raises(SandboxLimitError, match="Each of them is in use"),
             anyio.fail_after(20),
         ):
-            async with manager.lease(SessionKey(key.owner, "other")):
+            async with manager.lease(SessionKey(key.owner, "other"), on_progress=on_progress):
                 pass
+    assert heard == ["Waiting until one of the running sandboxes is free"]
 
 
 async def test_a_new_server_counts_what_its_predecessor_left_running(
@@ -704,7 +759,7 @@ async def test_a_leased_sandbox_outlives_its_timeout(
     short = replace(SETTINGS, sandboxes=SandboxSettings(idle_after=2))
     async with SandboxManager(short, connect=Connector(engine)) as manager:
         async with manager.lease(key) as lease:
-            assert await text(lease, "import time; time.sleep(4); 'alive'") == "alive"
+            assert await text(lease, "import time; time.sleep(3); 'alive'") == "alive"
         async with manager.lease(key) as lease:
             assert lease.state == "reused"
 
@@ -864,6 +919,53 @@ async def test_code_cannot_forge_or_carry_off_a_claim(
         await e2b.AsyncSandbox.kill(item.sandbox_id)
 
 
+async def test_code_that_spoils_its_note_harms_no_other_session(
+    engine: EngineAddress, key: SessionKey, e2b: E2B
+) -> None:
+    spoilt = [
+        *(f"mkdir {NOTE}", f"mkfifo {NOTE}", f"ln -s /dev/zero {NOTE}"),
+        *(f"ln -s {NOTE} {NOTE}", f"touch {NOTE} && chmod 0 {NOTE}", f"truncate -s 3G {NOTE}"),
+    ]
+    async with SandboxManager(limited(warm=1), connect=Connector(engine)) as manager:
+        async with manager.lease(key):
+            pass
+        await warm_ones(e2b, key.owner, 1)
+        async with manager.lease(SessionKey(key.owner, "attacker")) as attacker:
+            for command in spoilt:
+                run = await attacker.run_command(f"rm -rf {NOTE} && {command}")
+                assert run.status == "ok", run
+                async with SandboxManager(limited(), connect=Connector(engine)) as other:
+                    with anyio.fail_after(30):
+                        listed = await other.list_sessions(key.owner)
+                assert [s.name for s in listed] == ["analysis"], command
+        left = await warm_ones(e2b, key.owner, 2)
+    for sandbox_id in left:
+        await e2b.AsyncSandbox.kill(sandbox_id)
+
+
+async def test_a_warm_sandbox_takes_no_place_that_was_taken_while_its_price_was_looked_up(
+    key: SessionKey,
+) -> None:
+    pool = Pool(SandboxSettings(max=1))
+
+    async def may_spend(_: str) -> bool:
+        pool.slot(key).starting = True
+        return True
+
+    async def connect(*, on_progress: object) -> E2BParams:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    control = Control(SETTINGS, connect, Transitions(), Terms(60))
+    maker = Maker("instance", "server")
+    warm = WarmPool(1, control, Claims(control), pool, maker, time.monotonic, may_spend)
+    async with anyio.create_task_group() as tasks:
+        warm.look_after(key.owner, tasks)
+        await anyio.wait_all_tasks_blocked()
+        assert pool.warm.total() == 0
+        tasks.cancel_scope.cancel()
+
+
 async def test_two_servers_that_claim_at_once_end_with_one_sandbox(
     engine: EngineAddress, key: SessionKey, e2b: E2B
 ) -> None:
@@ -939,10 +1041,58 @@ async def test_a_server_prunes_what_its_user_left_paused_for_any_owner_and_nothi
     await stranger.kill()
 
 
+async def test_what_is_resumed_while_a_sweep_looks_is_left_alone(
+    engine: EngineAddress, key: SessionKey, e2b: E2B
+) -> None:
+    async with (
+        SandboxManager(limited(), connect=Connector(engine)) as manager,
+        manager.lease(key) as lease,
+    ):
+        await lease.run_code("x = 42")
+    await e2b.AsyncSandbox.pause(lease.sandbox_id)
+    gate = Gate("after")
+    async with (
+        FaultProxy.serve(engine) as proxy,
+        SandboxManager(limited(retention=0), connect=Connector(proxy.address)) as sweeping,
+    ):
+        proxy.program = Script(list=[gate])
+
+        async def sweep() -> None:
+            assert await sweeping.prune(key.owner) == []
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(sweep)
+            await gate.reached.wait()
+            resumed = await e2b.AsyncSandbox.connect(lease.sandbox_id, timeout=60)
+            gate.opened.set()
+    assert (await resumed.run_code("x")).text == "42"
+
+
+async def test_a_new_owner_costs_one_look(engine: EngineAddress) -> None:
+    owners = [uuid.uuid4().hex for _ in range(3)]
+    async with (
+        FaultProxy.serve(engine) as proxy,
+        SandboxManager(limited(), connect=Connector(proxy.address)) as manager,
+    ):
+
+        def looks(word: str) -> int:
+            return sum(word in e.request.target.decode() for e in proxy.asked("list"))
+
+        for owner in owners:
+            async with manager.lease(SessionKey(owner, "analysis")):
+                pass
+            with anyio.fail_after(30):
+                while looks(owner) < 3:  # two of the lease
+                    await anyio.sleep(0.01)
+        assert ([looks(owner) for owner in owners], looks("server")) == ([3, 3, 3], 1)
+        for owner in owners:
+            await manager.end_session(SessionKey(owner, "analysis"))
+
+
 async def test_leaving_the_manager_is_bounded_whatever_hangs(
     engine: EngineAddress, key: SessionKey
 ) -> None:
-    """A creation, a sweep and a heartbeat without an answer; the next server finds the session."""
+    """A lease, a sweep and a heartbeat without an answer."""
 
     async def call(manager: SandboxManager, name: str) -> None:
         with suppress(SandboxError):
@@ -950,18 +1100,20 @@ async def test_leaving_the_manager_is_bounded_whatever_hangs(
                 pass
 
     async with FaultProxy.serve(engine) as proxy:
-        short = limited(idle_after=6)
-        async with SandboxManager(short, connect=Connector(proxy.address)) as manager:
-            async with manager.lease(key) as lease, anyio.create_task_group() as tasks:
+        with anyio.CancelScope() as server:
+            async with (
+                SandboxManager(limited(idle_after=3), connect=Connector(proxy.address)) as manager,
+                manager.lease(key),
+                anyio.create_task_group() as tasks,
+            ):
                 proxy.program = Always(hang_after, *CONTROL)
                 tasks.start_soon(call, manager, "other")
                 with anyio.fail_after(30):
                     while {"list", "extend"} - {e.route for e in proxy.log if e.fault}:
                         await anyio.sleep(0.01)
-                tasks.cancel_scope.cancel()
-            started = time.monotonic()
+                started = time.monotonic()
+                server.cancel()
         assert time.monotonic() - started < 2
-        assert lease.sandbox_id
 
 
 async def test_an_engine_that_ended_is_started_again_and_the_loss_told(
@@ -988,8 +1140,10 @@ async def test_an_engine_that_ended_is_started_again_and_the_loss_told(
 
 
 async def test_an_engine_killed_under_a_run_costs_the_variables_and_says_so(
-    fresh_options: EngineOptions, key: SessionKey
+    fresh_options: EngineOptions, key: SessionKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An interpreter that has to start again may take longer than one that has to stop."""
+    monkeypatch.setattr(stopping, "KERNEL_GRACE", 0.001)
     folders = EngineSettings(
         state_dir=fresh_options.state_dir, runtime_dir=fresh_options.runtime_dir
     )
@@ -1006,14 +1160,17 @@ async def test_an_engine_killed_under_a_run_costs_the_variables_and_says_so(
         async with manager.lease(key) as lease:
             left = await text(lease, "'x' in globals(), open('kept.txt').read()")
             assert (lease.state, left) == ("resumed", "(False, 'kept')")
-            assert "variables" in lease.lost
+            assert lease.lost == EXPLAIN_REBOOTED
         async with manager.lease(key) as lease:
             assert (lease.state, lease.lost) == ("reused", "")
         await manager.end_session(key)
     assert await stop(options)
 
 
-async def test_an_address_where_nobody_listens_is_an_error_with_words(key: SessionKey) -> None:
+async def test_an_address_where_nobody_listens_is_an_error_with_words(
+    key: SessionKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "RETRY_DELAYS", ())  # the SDK itself tries for seconds
     nowhere = EngineAddress("http://127.0.0.1:9", "http://127.0.0.1:9", "e2b_key", 0)
     async with SandboxManager(SETTINGS, connect=Connector(nowhere)) as manager:
         with pytest.raises(SandboxUnavailableError, match="HTTPS_PROXY"), anyio.fail_after(30):

@@ -78,12 +78,19 @@ class Places:
 
     async def _take(self, key: SessionKey, until: float, on_progress: Progress | None) -> None:
         shortage: Shortage | None = None
+        told = False
 
         async def wait_for_room(*limits: Shortage) -> None:
-            nonlocal shortage
+            nonlocal shortage, told
             while (found := self._pool.shortage(key, self._clock())) in limits:
                 shortage = found
-                await self._make_room(key, found, on_progress)
+                if await self._make_room(key, found):
+                    continue
+                if on_progress is not None and not told:
+                    told = True
+                    await on_progress("Waiting until one of the running sandboxes is free")
+                with anyio.move_on_after(LONGEST_LOOK_AWAY):
+                    await self._changed.wait()
 
         with anyio.move_on_at(until) as deadline:
             async with self._owner_door(key.owner):
@@ -97,30 +104,28 @@ class Places:
     @asynccontextmanager
     async def _owner_door(self, owner: str) -> AsyncIterator[None]:
         door = self._owner_doors.setdefault(owner, anyio.Lock())
-        async with door:
-            yield
-        if not door.locked() and self._owner_doors.get(owner) is door:
-            del self._owner_doors[owner]
+        try:
+            async with door:
+                yield
+        finally:
+            if not door.locked() and self._owner_doors.get(owner) is door:
+                del self._owner_doors[owner]
 
-    async def _make_room(
-        self, key: SessionKey, shortage: Shortage, on_progress: Progress | None
-    ) -> None:
+    async def _make_room(self, key: SessionKey, shortage: Shortage) -> bool:
+        """False when nothing that runs can be spared."""
         if await self._warm.give_up(key.owner if shortage == "owner" else None):
-            return
+            return True
         if self._settings.at_limit == "refuse":
             raise self._pool.refusal(shortage)
         busy = {other for other, session in self._sessions.items() if session.turn.locked()}
         idlest = self._pool.idlest(shortage, key, self._clock(), busy=busy)
-        if idlest is not None:
-            if sandbox_id := self._pool.left(idlest, self._clock()):
-                await self._pause_left(idlest, sandbox_id)
-            else:
-                await self._pause(self._sessions[idlest])
-            return
-        if on_progress is not None:
-            await on_progress("Waiting until one of the running sandboxes is no longer used")
-        with anyio.move_on_after(LONGEST_LOOK_AWAY):
-            await self._changed.wait()
+        if idlest is None:
+            return False
+        if sandbox_id := self._pool.left(idlest, self._clock()):
+            await self._pause_left(idlest, sandbox_id)
+        else:
+            await self._pause(self._sessions[idlest])
+        return True
 
     async def _pause(self, session: Session) -> None:
         session.turn.acquire_nowait()

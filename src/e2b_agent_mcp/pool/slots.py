@@ -266,7 +266,7 @@ class Pool:
             "account": "end sandboxes of other programs, or take a larger E2B plan",
         }[shortage]
         why = (
-            "All of them are in use; try again later"
+            "Each of them is in use, or another server's; try again later"
             if self._settings.at_limit == "pause"
             else "Set E2B_AGENT_MCP_SANDBOXES_AT_LIMIT=pause to have an unused one paused"
         )
