@@ -20,6 +20,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import anyio
+
 from e2b_agent_mcp.errors import (
     AuthenticationError,
     InvalidArgumentError,
@@ -64,6 +66,8 @@ class Claims:
         self._control = control
         self.ready: set[str] = set()  # warm ones of this process that wait for a session
         self._known: dict[str, dict[str, str] | None] = {}  # None: a note that is not to be trusted
+        # Protects a paused sandbox that one call reads from being paused again by another.
+        self._reading = anyio.Lock()
 
     async def write(self, handle: "AsyncSandbox", key: SessionKey, generation: int) -> None:
         note = {"session": key.name, "generation": str(generation)}
@@ -72,7 +76,8 @@ class Claims:
         self._known[handle.sandbox_id] = note
 
     async def resolve(self, listed: Iterable[Candidate]) -> Found:
-        """Asks only warm sandboxes that were not asked before; paused ones are resumed for it.
+        """Asks only warm sandboxes that were not asked before; a paused one runs as long as that
+        takes.
 
         Raises when one cannot be asked: it may be the very one that a session looks for.
         """
@@ -85,7 +90,8 @@ class Claims:
                 found.unclaimed.append(item)
                 continue
             try:
-                note = await self._read(item)
+                async with self._reading:
+                    note = await self._read(item)
             except NotFoundError:
                 found.unclaimed.append(item)
             except SandboxLostError:
@@ -108,6 +114,9 @@ class Claims:
                 raise
             # The sandbox has something else in the note's place, such as a folder.
             text = b""
+        finally:
+            if item.paused:  # looking changes nothing: left running, it might end at its timeout
+                await self._control.pause(item.sandbox_id)
         note = self._known[item.sandbox_id] = self._trusted(item.sandbox_id, text)
         return note
 
