@@ -5,16 +5,20 @@ else. The inputs are made by mutating what is right, and at random.
 from __future__ import annotations
 
 import os
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
+import h11
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from e2b_agent_mcp.engine.connection import MAX_ANSWER, GuestGone, exchange
+from e2b_agent_mcp.engine.connection import MAX_ANSWER, GuestGone, connect, exchange
 from e2b_agent_mcp.engine.egress.request import BadRequest, parse_head
 from e2b_agent_mcp.engine.isolation.footprint import Footprint, _count
+from e2b_agent_mcp.engine.router import _gather
 from rounds import rounds
 
 if TYPE_CHECKING:
@@ -52,6 +56,7 @@ ANSWER_PARTS = st.sampled_from(
         b"z" * 100_000,
     ]
 )
+PIECE = b"1\r\nx\r\n"
 ANSWERS = st.lists(ANSWER_PARTS | st.binary(max_size=40), max_size=12).map(b"".join)
 
 
@@ -70,6 +75,38 @@ def test_an_answer_of_a_guest_is_bounded_or_refused(tmp_path: Path, answer: byte
         assert len(body) <= MAX_ANSWER
 
     anyio.run(main)
+
+
+async def test_an_answer_in_tiny_pieces_leaves_others_their_turn(tmp_path: Path) -> None:
+    """All sandboxes are served by one loop; reading 256 kB of these takes a second."""
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    path, head = tmp_path / "s", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with serving(path, head + PIECE * 20_000), anyio.create_task_group() as tasks:
+        tasks.start_soon(other)
+        with anyio.fail_after(60), suppress(GuestGone):
+            async with connect(path) as guest:
+                await guest.send(h11.Request(method="GET", target="/", headers=[("host", "a")]))
+                await guest.send(h11.EndOfMessage())
+                assert isinstance(await guest.next_event(), h11.Response)
+                before = turns
+                while isinstance(event := await guest.next_event(), h11.Data):
+                    _gather(guest, event)
+        assert turns - before > 200
+        tasks.cancel_scope.cancel()
+
+
+async def test_heads_before_the_answer_come_to_an_end(tmp_path: Path) -> None:
+    path, answer = tmp_path / "s", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    async with serving(path, b"HTTP/1.1 103 Early\r\n\r\n" * 1000 + answer):
+        with anyio.fail_after(20), pytest.raises(GuestGone):
+            await exchange(path, "GET", "/health")
 
 
 @asynccontextmanager

@@ -1,7 +1,8 @@
 """One HTTP exchange with a guest, over a connection of its own.
 
 Rule: the guest is a hostile peer. Its heads are bounded, its framing is checked by h11, an
-early end is an error and never the end of a body, and nothing it says is acted upon here.
+early end is an error and never the end of a body, and nothing it says is acted upon here. However
+small the pieces in which it answers: between two of them others have their turn.
 A connection carries one exchange, so closing it tells the guest that the client has gone.
 """
 
@@ -12,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import anyio
+import anyio.lowlevel
 import h11
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ ENVD_PORT: Final = 49983
 INTERPRETER_PORT: Final = 49999
 MAX_HEAD = 64 * 1024  # bytes
 MAX_ANSWER = 1024 * 1024  # bytes; of an answer read whole
+MAX_HEADS = 100  # 1xx ones, before the answer's own
 CHUNK = 256 * 1024  # bytes
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -36,6 +39,7 @@ class GuestConnection:
     def __init__(self, stream: SocketStream) -> None:
         self._stream = stream
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+        self._heads = 0
 
     async def send(self, event: h11.Request | h11.Data | h11.EndOfMessage) -> None:
         data = self._h11.send(event)
@@ -48,7 +52,8 @@ class GuestConnection:
 
     async def next_event(self) -> h11.Response | h11.Data | h11.EndOfMessage:
         """The next part of the answer; 1xx heads are passed over."""
-        while True:
+        await anyio.lowlevel.checkpoint()
+        while self._heads <= MAX_HEADS:
             try:
                 event = self._h11.next_event()
                 if event is h11.NEED_DATA:
@@ -60,6 +65,8 @@ class GuestConnection:
                 return event
             if not isinstance(event, h11.InformationalResponse):
                 raise GuestGone
+            self._heads += 1
+        raise GuestGone
 
     def arrived(self) -> h11.Data | h11.EndOfMessage | None:
         """The next part of a body, if that is there without waiting."""

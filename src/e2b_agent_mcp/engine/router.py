@@ -51,6 +51,8 @@ SANDBOX_HOST = re.compile(r"(\d{1,5})-([a-z0-9]+)\.")
 FILES_PATH = "/files"
 OPERATIONS: Mapping[str, Operation] = {"GET": "read", "HEAD": "read", "POST": "write"}
 
+MAX_PARTS = 64  # of a body that travel together
+
 # Ours alone: the orchestrator speaks to the guest past the router.
 HOST_ONLY_PATHS = ("/init",)
 
@@ -286,7 +288,7 @@ def _gather(guest: GuestConnection, first: h11.Data | h11.EndOfMessage) -> tuple
     event: h11.Data | h11.EndOfMessage | None = first
     while isinstance(event, h11.Data):
         parts.append(event.data)
-        event = guest.arrived()
+        event = guest.arrived() if len(parts) < MAX_PARTS else None
     return b"".join(parts), event is not None
 
 

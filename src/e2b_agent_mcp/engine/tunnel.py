@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import h11
 
 from .connection import CHUNK, MAX_HEAD
@@ -44,6 +45,7 @@ async def carry(client: Connection, guest: Connection, request: h11.Request) -> 
 
 
 async def _next_event(http: h11.Connection, guest: Connection) -> object:
+    await anyio.lowlevel.checkpoint()  # however small its pieces: others have their turn
     while (event := http.next_event()) is h11.NEED_DATA:
         http.receive_data(await guest.reader.read(CHUNK))
     return event
