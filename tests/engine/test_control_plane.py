@@ -217,6 +217,8 @@ async def test_an_unknown_template_is_named(e2b: E2B) -> None:
 async def test_both_templates_of_e2b_exist(e2b: E2B, template: str) -> None:
     sandbox = await e2b.AsyncSandbox.create(template=template, timeout=60)
     assert (await sandbox.get_info()).template_id == template
+    code = "import os; os.environ['E2B_TEMPLATE_ID']"
+    assert (await sandbox.run_code(code)).text == template
     await sandbox.kill()
 
 

@@ -103,6 +103,15 @@ async def test_variables_of_the_request_win(sandbox: AsyncSandbox) -> None:
     assert result.stdout == f"a b {home} other\n"
 
 
+async def test_programs_know_which_sandbox_they_are_in(sandbox: AsyncSandbox) -> None:
+    told = f"true {sandbox.sandbox_id} code-interpreter-v1"
+    names = ("E2B_SANDBOX", "E2B_SANDBOX_ID", "E2B_TEMPLATE_ID")
+    result = await sandbox.commands.run("echo " + " ".join(f"${name}" for name in names))
+    assert result.stdout == f"{told}\n"
+    code = f"import os; ' '.join(os.environ[name] for name in {names})"
+    assert (await sandbox.run_code(code)).text == told
+
+
 async def test_cwd_is_the_home_unless_given(sandbox: AsyncSandbox) -> None:
     home = (await sandbox.commands.run("cd; pwd")).stdout
     assert (await sandbox.commands.run("pwd")).stdout == home

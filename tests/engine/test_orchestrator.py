@@ -147,6 +147,34 @@ async def test_a_sandbox_that_pauses_on_timeout_is_kept(
     await orchestrator.kill(sandbox.id)
 
 
+async def test_a_deadline_that_passes_during_a_snapshot_holds_after_it(
+    orchestrator: Orchestrator, clock: MovedClock
+) -> None:
+    sandbox = await orchestrator.create(SPEC)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(orchestrator.snapshot, sandbox.id, None)
+        with anyio.fail_after(10):
+            while not sandbox.changing.locked():
+                await anyio.lowlevel.checkpoint()
+        clock.move(101)
+    await gone(sandbox, orchestrator.options)
+
+
+async def test_a_connect_at_the_deadline_is_never_taken_back(
+    orchestrator: Orchestrator, clock: MovedClock
+) -> None:
+    sandbox = await orchestrator.create(replace(SPEC, lifecycle=Lifecycle(on_timeout="pause")))
+    for steps in range(12):  # of the reaper, before the connect
+        clock.move(101)
+        for _ in range(steps):
+            await anyio.lowlevel.checkpoint()
+        await orchestrator.resume(sandbox.id, 100)
+        await anyio.wait_all_tasks_blocked()
+        async with sandbox.changing:
+            assert sandbox.state is State.RUNNING
+    await orchestrator.kill(sandbox.id)
+
+
 async def test_a_box_that_dies_takes_its_sandbox_along(orchestrator: Orchestrator) -> None:
     sandbox = await orchestrator.create(SPEC)
     assert sandbox.machine is not None

@@ -24,6 +24,7 @@ from .egress import NetworkPolicy, is_rule
 from .errors import Busy, InvalidRequest, NotSupported, Refusal, SnapshotNotFound, TemplateNotFound
 from .sandbox import (
     ENVD_VERSION,
+    TEMPLATES,
     Lifecycle,
     PauseMode,
     Sandbox,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from .orchestrator import Orchestrator
     from .snapshots import Snapshot
 
-TEMPLATES = ("base", "code-interpreter-v1")
 DEFAULT_TIMEOUT = 300  # seconds, as in E2B's SDKs
 LARGEST_BODY = 1024 * 1024  # bytes
 LARGEST_PAGE = 100

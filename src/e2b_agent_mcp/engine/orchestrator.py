@@ -44,6 +44,7 @@ from .isolation import Box, BoxSpec, Limits
 from .options import make_folder
 from .records import RecordFolder, from_record, to_record
 from .sandbox import (
+    TEMPLATES,
     Machine,
     PauseMode,
     Sandbox,
@@ -77,8 +78,10 @@ GUEST_LOG_TAIL = 2000  # characters
 LISTEN_BACKLOG = 1024
 EPITAPHS = 1000  # sandboxes of which is remembered for which limit they were killed
 
-
-_SPARE = SandboxSpec(template="", timeout=0, network=NetworkPolicy(internet=False))
+# As most are asked for: its kernel has the variables that it will need.
+_SPARE = SandboxSpec(
+    template=TEMPLATES[1], timeout=0, network=NetworkPolicy(internet=False)
+)
 
 
 @dataclass(eq=False)
@@ -312,19 +315,32 @@ class Orchestrator:
             end_at=now + spec.timeout,
         )
 
+    @asynccontextmanager
+    async def _changing(self, sandbox: Sandbox) -> AsyncIterator[None]:
+        """One change of a sandbox at a time; a deadline that passes meanwhile holds after it."""
+        try:
+            async with sandbox.changing:
+                self.find(sandbox.id)  # it may have ended while we waited
+                yield
+        finally:
+            self._touch()
+
     async def kill(self, sandbox_id: str) -> None:
         sandbox = self.find(sandbox_id)
         self._forget(sandbox)
         async with sandbox.changing:
-            await self._stop(sandbox)
-            await self._remove_home(sandbox)
+            await self._kill(sandbox)
+
+    async def _kill(self, sandbox: Sandbox) -> None:
+        self._forget(sandbox)
+        await self._stop(sandbox)
+        await self._remove_home(sandbox)
         logger.info("killed %s", sandbox.id)
 
     async def pause(self, sandbox_id: str, mode: PauseMode, *, strict: bool = False) -> None:
         """`strict` refuses when the guest does not answer."""
         sandbox = self.find(sandbox_id)
-        async with sandbox.changing:
-            self.find(sandbox_id)  # it may have ended while we waited
+        async with self._changing(sandbox):
             if sandbox.state is State.PAUSED:
                 raise Conflict(f"Sandbox {sandbox_id} is already paused")
             if strict and not await self._answers(sandbox):
@@ -374,8 +390,7 @@ class Orchestrator:
         A running sandbox is only extended: connecting never shortens its life.
         """
         sandbox = self.find(sandbox_id)
-        async with sandbox.changing:
-            self.find(sandbox_id)
+        async with self._changing(sandbox):
             resumed = sandbox.state is State.PAUSED
             if resumed:
                 await self._resume(sandbox, restore_memory=restore_memory)
@@ -387,8 +402,7 @@ class Orchestrator:
     async def snapshot(self, sandbox_id: str, name: str | None) -> Snapshot:
         """Of its files; a running sandbox stands still meanwhile."""
         sandbox = self.find(sandbox_id)
-        async with sandbox.changing:
-            self.find(sandbox_id)
+        async with self._changing(sandbox):
             try:
                 async with self._standing_still(sandbox):
                     return await self.snapshots.take(sandbox_id, sandbox.home, name)
@@ -481,11 +495,14 @@ class Orchestrator:
     async def _expire(self, sandbox: Sandbox) -> None:
         lifecycle = sandbox.spec.lifecycle
         try:
-            if sandbox.state is State.RUNNING and lifecycle.on_timeout == "pause":
-                await self.pause(sandbox.id, lifecycle.pause_mode)
-            else:
-                await self.kill(sandbox.id)
-        except (SandboxNotFound, Conflict):
+            async with self._changing(sandbox):
+                if sandbox.deadline > self.clock.now():
+                    return  # somebody extended or paused it just now
+                if sandbox.state is State.RUNNING and lifecycle.on_timeout == "pause":
+                    await self._pause(sandbox, lifecycle.pause_mode)
+                else:
+                    await self._kill(sandbox)
+        except SandboxNotFound:
             return
         except Exception:
             # The deadline must hold, also for a sandbox that cannot be paused.
@@ -603,7 +620,7 @@ class Orchestrator:
                     template=self._host.template,
                     egress_dir=egress_dir,
                     limits=self._limits,
-                    env={},
+                    env=sandbox.identity,
                 )
             )
         finally:
@@ -612,11 +629,8 @@ class Orchestrator:
 
     async def _greet(self, sandbox: Sandbox, box: Box) -> None:
         """Tells the guest what it needs; a guest that answers serves."""
-        told = {
-            "envVars": dict(sandbox.spec.env_vars),
-            "hostname": sandbox.id,
-            "timestamp": self.clock.now(),
-        }
+        # The identity again: a spare was launched before it was known what it would be.
+        told = {"envVars": sandbox.identity | dict(sandbox.spec.env_vars)}
         body = json.dumps(told).encode()
         try:
             status, _ = await exchange(sandbox.socket_path, "POST", "/init", body=body)

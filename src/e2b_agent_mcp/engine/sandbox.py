@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Operation = Literal["read", "write"]
 
+TEMPLATES = ("base", "code-interpreter-v1")
 ENVD_VERSION = "0.6.13"  # the envd whose behaviour the guest offers; SDKs gate features on it
 METRICS_KEPT = 360  # samples: half an hour
 
@@ -130,6 +131,15 @@ class Sandbox:
             text += f":{expiration}"
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest())
         return _same(given, "v1_" + digest.decode().rstrip("="))
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The variables by which programs know where they are, as on E2B."""
+        return {
+            "E2B_SANDBOX": "true",
+            "E2B_SANDBOX_ID": self.id,
+            "E2B_TEMPLATE_ID": self.spec.template,
+        }
 
     def drop_exchanges(self) -> None:
         for exchange in tuple(self.exchanges):
