@@ -267,6 +267,9 @@ CREATE = "/v2/sandboxes"
         pytest.param("POST", "/v3/templates", {}, 501, "templates", id="template build"),
         pytest.param("GET", "/volumes", None, 501, "Volumes", id="list volumes"),
         pytest.param("GET", "/v2/sandboxes?limit=0", None, 400, "limit", id="limit"),
+        pytest.param(
+            "GET", "/v2/sandboxes?limit=" + "1" * 5000, None, 400, "limit", id="limit huge"
+        ),
         pytest.param("GET", "/v2/sandboxes?nextToken=x", None, 400, "nextToken", id="token"),
         pytest.param("GET", "/v2/sandboxes?startedAfter=x", None, 400, "ISO", id="time"),
         pytest.param("GET", "/nowhere", None, 404, "Not Found", id="unknown path"),

@@ -87,8 +87,9 @@ async def test_an_answer_that_is_cut_off_never_looks_complete(server: httpx.Asyn
         await server.get("/cut")
 
 
-async def test_a_port_where_nobody_listens(sandbox: AsyncSandbox) -> None:
-    async with to_port(sandbox, 9) as client:
+@pytest.mark.parametrize("port", [9, 65536, 99999])
+async def test_a_port_where_nobody_listens(sandbox: AsyncSandbox, port: int) -> None:
+    async with to_port(sandbox, port) as client:
         answer = await client.get("/")
     assert answer.status_code == 502
     assert answer.json()["message"] == "The sandbox is running but port is not open"

@@ -40,6 +40,15 @@ async def test_formats(sandbox: AsyncSandbox, code: str, formats: list[str]) -> 
     assert [list(result.formats()) for result in execution.results] == [formats]
 
 
+@pytest.mark.parametrize("show", ["figure", "figure.show()"])
+async def test_a_plotly_figure_is_shown(sandbox: AsyncSandbox, show: str) -> None:
+    code = f"import plotly.graph_objects as go\nfigure = go.Figure(go.Bar(y=[1, 2]))\n{show}"
+    execution = await sandbox.run_code(code)
+    assert execution.error is None
+    [shown] = execution.results
+    assert shown.extra["application/vnd.plotly.v1+json"]["data"][0]["type"] == "bar"
+
+
 @pytest.mark.parametrize(
     ("code", "text"),
     [

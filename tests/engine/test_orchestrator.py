@@ -16,6 +16,7 @@ from e2b_agent_mcp.engine.egress import NetworkPolicy
 from e2b_agent_mcp.engine.errors import (
     LaunchRefused,
     SandboxNotFound,
+    SnapshotNotFound,
     TooManySandboxes,
 )
 from e2b_agent_mcp.engine.history import SAMPLE_INTERVAL
@@ -287,6 +288,54 @@ async def test_a_record_that_is_torn_costs_only_its_own_sandbox(
         assert [s.id for s in orchestrator.sandboxes()] == [whole.id]
         assert not torn.home.exists()
         await orchestrator.kill(whole.id)
+
+
+async def test_a_snapshots_record_that_is_not_understood_keeps_no_engine_from_starting(
+    fresh_options: EngineOptions, host: Host
+) -> None:
+    fresh_options.make_dirs()
+    (fresh_options.snapshots_dir / "sodd").mkdir()
+    (fresh_options.snapshot_records_dir / "sodd.json").write_text('{"of": "a later engine"}')
+    async with running(fresh_options, host) as orchestrator:
+        assert not orchestrator.snapshots.all()
+    assert not list(fresh_options.snapshots_dir.iterdir())
+
+
+async def test_a_snapshot_that_is_deleted_while_it_is_copied_makes_no_sandbox(
+    orchestrator: Orchestrator,
+) -> None:
+    sandbox = await orchestrator.create(SPEC)
+    (sandbox.home / "file").write_text("kept")
+    snapshot = await orchestrator.snapshot(sandbox.id, None)
+    await orchestrator.kill(sandbox.id)
+
+    async def create() -> None:
+        with pytest.raises(SnapshotNotFound):
+            await orchestrator.create(replace(SPEC, snapshot=snapshot.id))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(create)
+        with anyio.fail_after(10):
+            while not list(orchestrator.options.homes_dir.iterdir()):
+                await anyio.lowlevel.checkpoint()
+        await orchestrator.snapshots.delete(snapshot)
+    assert leftovers(orchestrator.options) == []
+
+
+async def test_a_network_that_is_closed_while_its_sandbox_starts_is_closed(
+    orchestrator: Orchestrator,
+) -> None:
+    sandbox = await orchestrator.create(SPEC)
+    await orchestrator.pause(sandbox.id, PauseMode.FILESYSTEM)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(orchestrator.resume, sandbox.id, 50)
+        with anyio.fail_after(10):
+            while not list(orchestrator.options.engine_dir.glob("*.net/proxy.sock")):
+                await anyio.lowlevel.checkpoint()
+        assert sandbox.machine is None
+        orchestrator.set_network(sandbox.id, NetworkPolicy(internet=False))
+    assert sandbox.machine is not None
+    assert not sandbox.machine.egress.policy.internet
 
 
 async def test_sandboxes_on_disk_alone_leave_room_for_others(

@@ -212,7 +212,9 @@ async def test_an_upgraded_connection_ends_with_its_sandbox(
             await stream.receive()
 
 
-@pytest.mark.parametrize(("port", "status"), [(ENVD, 401), ("49999", 403), ("1", 502)])
+@pytest.mark.parametrize(
+    ("port", "status"), [(ENVD, 401), ("49999", 403), ("1", 502), ("65536", 502)]
+)
 async def test_what_cannot_be_upgraded_is_refused(
     http: httpx.AsyncClient, sandbox: AsyncSandbox, port: str, status: int
 ) -> None:

@@ -494,7 +494,7 @@ def _moment(text: str | None) -> float:
 def _limit(text: str | None) -> int:
     if text is None:
         return LARGEST_PAGE
-    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_PAGE:
+    if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= LARGEST_PAGE:
         raise InvalidRequest(f"limit must be between 1 and {LARGEST_PAGE}")
     return int(text)
 

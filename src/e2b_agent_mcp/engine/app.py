@@ -89,7 +89,11 @@ class FrontDoor:
         """An upgraded connection, which leads to a port of a sandbox or nowhere."""
         scope = scope_of(request)
         target = target_of(scope)
-        if self._closed or target is None or not _host_allowed(Headers(scope=scope)["host"]):
+        if (
+            self._closed
+            or target is None
+            or not _host_allowed(Headers(scope=scope).get("host", ""))
+        ):
             await refuse(client, 404, {"code": 404, "message": "There is nothing to upgrade to"})
             return
         self.in_flight += 1

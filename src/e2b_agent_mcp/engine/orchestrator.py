@@ -79,9 +79,7 @@ LISTEN_BACKLOG = 1024
 EPITAPHS = 1000  # sandboxes of which is remembered for which limit they were killed
 
 # As most are asked for: its kernel has the variables that it will need.
-_SPARE = SandboxSpec(
-    template=TEMPLATES[1], timeout=0, network=NetworkPolicy(internet=False)
-)
+_SPARE = SandboxSpec(template=TEMPLATES[1], timeout=0, network=NetworkPolicy(internet=False))
 
 
 @dataclass(eq=False)
@@ -558,6 +556,7 @@ class Orchestrator:
         try:
             async with self._machine(sandbox, stopped) as machine:
                 await self._greet(sandbox, machine.box)
+                machine.egress.policy = sandbox.network  # it may have changed meanwhile
                 sandbox.machine, answered = machine, True
                 task_status.started()
                 async with anyio.create_task_group() as tasks:

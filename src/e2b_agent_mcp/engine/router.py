@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 SANDBOX_HOST = re.compile(r"(\d{1,5})-([a-z0-9]+)\.")
 FILES_PATH = "/files"
+HIGHEST_PORT = 65535
 OPERATIONS: Mapping[str, Operation] = {"GET": "read", "HEAD": "read", "POST": "write"}
 
 MAX_PARTS = 64  # of a body that travel together
@@ -137,8 +138,8 @@ class Router:
         try:
             sandbox = self._admit(target, entry)
             refusal = sandbox if isinstance(sandbox, JSONResponse) else await self._awaken(sandbox)
-        except SandboxNotFound:
-            refusal = not_found(target.sandbox_id or "")
+        except SandboxNotFound as exc:
+            refusal = not_found(target.sandbox_id or "", exc.reason)
         if refusal is not None:
             await refuse(client, refusal.status_code, json.loads(bytes(refusal.body)))
             return
@@ -224,7 +225,7 @@ class _Entry:
     def expired(self) -> JSONResponse | None:
         """Asked once the signature, which covers the expiration, has been found good."""
         expiration = self.query.get("signature_expiration")
-        if expiration is None or (expiration.isdecimal() and int(expiration) >= time.time()):
+        if expiration is None or (expiration.isdecimal() and float(expiration) >= time.time()):
             return None
         return error(401, "signature is already expired")
 
@@ -362,7 +363,9 @@ def _answer_head(event: h11.Response) -> dict[str, object]:
 
 
 def _port(text: str) -> int:
-    return int(text) if text.isdecimal() and len(text) <= 5 else 0
+    """0, where nobody can listen, for what is no port."""
+    port = int(text) if text.isdecimal() and len(text) <= 5 else 0
+    return port if port <= HIGHEST_PORT else 0
 
 
 @contextmanager

@@ -9,25 +9,29 @@ Rules:
 
 from __future__ import annotations
 
+import logging
 import re
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
-from .errors import InvalidRequest, LaunchRefused, SnapshotNotFound
+from .errors import InvalidRequest, LaunchError, LaunchRefused, SnapshotNotFound
 from .homes import copy_home, make_home, remove_tree
 from .records import RecordFolder
 from .sandbox import new_id
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import AsyncIterator, Collection
     from pathlib import Path
 
     from .clock import Clock
     from .host import Host
     from .options import EngineOptions
+
+logger = logging.getLogger(__name__)
 
 NAMESPACE = "local"  # where E2B has the name of a team
 DEFAULT_TAG = "default"
@@ -70,8 +74,13 @@ class Snapshots:
     def restore(self) -> None:
         """Those of earlier engines; only the lock's holder may call it."""
         for snapshot_id, record in self._records.read_all():
-            if self._home(snapshot_id).is_dir():
-                self._snapshots[snapshot_id] = Snapshot(**record)
+            try:
+                snapshot = Snapshot(**record)
+            except TypeError:
+                logger.exception("the record of snapshot %s is not understood", snapshot_id)
+                snapshot = None
+            if snapshot is not None and self._home(snapshot_id).is_dir():
+                self._snapshots[snapshot_id] = snapshot
             else:
                 self._records.remove(snapshot_id)
         for folder in self._folder.iterdir():
@@ -92,8 +101,9 @@ class Snapshots:
         snapshot = Snapshot(id=new_id("s"), sandbox_id=sandbox_id, created_at=self._clock.now())
         if name is not None:
             snapshot = _named(snapshot, name)
-        await self._copy(home, self._home(snapshot.id))
-        self._records.write(snapshot.id, asdict(snapshot))
+        async with self._filling(self._home(snapshot.id)) as copy:
+            await copy_home(home, copy, self._host)
+            self._records.write(snapshot.id, asdict(snapshot))
         before = [s for s in self._snapshots.values() if s.reference == snapshot.reference]
         self._snapshots[snapshot.id] = snapshot
         for replaced in before:
@@ -101,20 +111,30 @@ class Snapshots:
         return snapshot
 
     async def fill(self, home: Path, snapshot_id: str) -> None:
-        """Makes a new home of a snapshot's files."""
+        """Makes a new home of a snapshot's files; of one that is deleted meanwhile, none."""
+        async with self._filling(home):
+            try:
+                await copy_home(self._home(snapshot_id), home, self._host)
+            except (LaunchError, OSError):
+                self._check(snapshot_id)
+                raise
+            self._check(snapshot_id)
+
+    def _check(self, snapshot_id: str) -> None:
         if snapshot_id not in self._snapshots:
             raise SnapshotNotFound(snapshot_id)
-        await self._copy(self._home(snapshot_id), home)
 
     async def delete(self, snapshot: Snapshot) -> None:
         self._snapshots.pop(snapshot.id, None)
         self._records.remove(snapshot.id)
         await anyio.to_thread.run_sync(remove_tree, self._home(snapshot.id))
 
-    async def _copy(self, source: Path, target: Path) -> None:
+    @asynccontextmanager
+    async def _filling(self, target: Path) -> AsyncIterator[Path]:
+        """A new home, which is removed again when not all could be written."""
         try:
             make_home(target, self._host.isolation.owner)
-            await copy_home(source, target, self._host)
+            yield target
         except BaseException as exc:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(remove_tree, target)

@@ -56,8 +56,8 @@ class UpgradedConnection(asyncio.StreamReaderProtocol):
         try:
             request = _parse(await reader.readuntil(END_OF_HEAD))
             await self._serve(request, Connection(reader, writer))
-        except (OSError, EOFError, h11.RemoteProtocolError):
-            pass  # the other side has gone, or does not speak HTTP
+        except (OSError, EOFError, h11.ProtocolError):
+            pass  # the other side has gone, or does not speak HTTP as it should
         finally:
             writer.close()
 

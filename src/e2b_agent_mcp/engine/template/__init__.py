@@ -56,6 +56,7 @@ GUEST_REQUIREMENTS = (
 USER_REQUIREMENTS = (
     "beautifulsoup4>=4.12,<5",
     "matplotlib>=3.10,<3.11",  # the series that e2b-charts was made for
+    "nbformat>=5.10,<6",  # plotly shows no figure without it
     "numpy>=2.2,<3",
     "openpyxl>=3.1,<4",
     "orjson>=3.10,<4",
