@@ -37,8 +37,9 @@ class Usage:
 
 
 def namespace_of(pid: int) -> int:
-    """Identifies the pid namespace of a process."""
-    return (_PROC / str(pid) / "ns/pid").stat().st_ino
+    """Identifies the pid namespace of a process. Asked of every process of the host, so without
+    `Path`, which takes twice as long as the kernel does."""
+    return os.stat(f"{_PROC}/{pid}/ns/pid").st_ino
 
 
 def pids_in(namespace: int) -> Iterator[int]:
@@ -130,9 +131,10 @@ def deleted_bytes(namespace: int, folder: Path) -> int:
 
 
 def _open_deleted(process: Path, device: int) -> Iterator[tuple[int, int]]:
-    for fd in (process / "fd").iterdir():
+    descriptors = process / "fd"
+    for fd in os.listdir(descriptors):
         with suppress(*_Gone):
-            info = fd.stat()
+            info = os.stat(f"{descriptors}/{fd}")
             if info.st_nlink == 0 and info.st_dev == device and stat.S_ISREG(info.st_mode):
                 yield info.st_ino, info.st_blocks * BLOCK
 
