@@ -31,6 +31,7 @@ from .bubblewrap import (
     build_environment,
     set_environment,
 )
+from .cord import Cord, closing, memory_file
 from .kills import Kills
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ LAUNCH_TIMEOUT = 10.0  # seconds until bubblewrap names the init of the box; usu
 DEATH_TIMEOUT = 10.0  # seconds until the kernel has ended a killed box
 FREEZE_TIMEOUT = 5.0  # seconds until every process stands still
 FREEZE_PAUSE = 0.002  # seconds for signalled processes to stop
-LOG_BYTES = 64 * 1024  # of what bubblewrap and the guest wrote, the end is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +108,10 @@ class Launcher:
         """
         words = ["--die-with-parent", *set_environment(environment), *arguments]
         (info, info_end), (packed, packed_end) = os.pipe(), os.pipe()
-        with _closing(info), ExitStack() as waiting:
+        with closing(info), ExitStack() as waiting:
             waiting.callback(os.close, packed_end)
             cord = Cord()
-            with _closing(info_end), _closing(packed), cord.handed_over():
+            with closing(info_end), closing(packed), cord.handed_over():
                 argv = ["bwrap", "--args", str(packed), "--info-fd", str(info_end), "--", *command]
                 process = self._popen(argv, cord, [packed, info_end, *inherited])
             box = Box(name, cord, _Exit(os.pidfd_open(process.pid), process.wait), restraints)
@@ -163,43 +163,6 @@ class Restraints(NamedTuple):
         else:
             with self.cgroup.doors() as doors:
                 yield doors
-
-
-class Cord:
-    """The two pipes between engine and box: a log, and a stdin whose end says that all is over.
-
-    `stdin` and `log` are the box's ends.
-    """
-
-    def __init__(self) -> None:
-        self.stdin, stdin_end = os.pipe()
-        log_end, self.log = os.pipe()
-        self._stdin_end: int | None = stdin_end
-        self._tail = _Log(log_end)
-
-    @contextmanager
-    def handed_over(self) -> Iterator[None]:
-        """Afterwards only the box has its ends; or nobody has any, if that failed."""
-        try:
-            yield
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            os.close(self.stdin)
-            os.close(self.log)
-
-    def text(self) -> str:
-        return self._tail.text()
-
-    def hang_up(self) -> None:
-        if self._stdin_end is not None:
-            os.close(self._stdin_end)
-            self._stdin_end = None
-
-    def close(self) -> None:
-        self._tail.close()
-        self.hang_up()
 
 
 class Box:
@@ -382,37 +345,6 @@ class _Exit:
         self.close()
 
 
-class _Log:
-    """Keeps the end of a pipe that a sandbox may flood."""
-
-    def __init__(self, pipe: int) -> None:
-        self._pipe: int | None = pipe
-        self._tail = bytearray()
-        os.set_blocking(pipe, False)
-        asyncio.get_running_loop().add_reader(pipe, self._read)
-
-    def text(self) -> str:
-        self._read()
-        return self._tail.decode(errors="replace")
-
-    def close(self) -> None:
-        if self._pipe is not None:
-            self._read()
-            asyncio.get_running_loop().remove_reader(self._pipe)
-            os.close(self._pipe)
-            self._pipe = None
-
-    def _read(self) -> None:
-        if self._pipe is None:
-            return
-        with suppress(BlockingIOError):
-            data = os.read(self._pipe, LOG_BYTES)
-            self._tail += data
-            del self._tail[:-LOG_BYTES]
-            if not data:
-                asyncio.get_running_loop().remove_reader(self._pipe)
-
-
 async def _read_child_pid(info: int) -> int:
     """From bubblewrap's `--info-fd`; ValueError when it ends without having written."""
     text = b""
@@ -454,20 +386,3 @@ def _pid_of(pidfd: int) -> int:
 
 def _pack(arguments: Sequence[str]) -> bytes:
     return b"".join(os.fsencode(argument) + b"\0" for argument in arguments)
-
-
-@contextmanager
-def memory_file(data: bytes) -> Iterator[int]:
-    """A descriptor, at its start, of a file that is nowhere."""
-    with _closing(os.memfd_create("box")) as fd:
-        os.write(fd, data)
-        os.lseek(fd, 0, os.SEEK_SET)
-        yield fd
-
-
-@contextmanager
-def _closing(fd: int) -> Iterator[int]:
-    try:
-        yield fd
-    finally:
-        os.close(fd)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 import anyio
 
 from ..errors import LaunchError
-from .box import LAUNCH_TIMEOUT, Box, Cord, memory_file
+from .box import LAUNCH_TIMEOUT, Box
 from .bubblewrap import (
     HOMES,
     Bind,
@@ -31,6 +31,7 @@ from .bubblewrap import (
     build_environment,
     build_outer_arguments,
 )
+from .cord import Cord, memory_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
