@@ -112,20 +112,19 @@ async def test_nothing_of_the_hosts_environment_is_in_a_box(
     assert said == "False False"
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/etc/shadow", "/root/.ssh", "/var/lib", "/var/cache", "/sys/kernel", "/proc/kcore", "/boot"],
-)
-async def test_the_hosts_files_are_not_there(boxes: Boxes, path: str) -> None:
-    said = await boxes.run(f"""
+async def test_the_hosts_files_are_not_there(boxes: Boxes) -> None:
+    said = await boxes.run("""
         import os
-        try:
-            print(len(os.listdir({path!r})) if os.path.isdir({path!r}) else open({path!r}).read(1))
-        except OSError as exc:
-            print(type(exc).__name__)
+        paths = "/etc/shadow /root/.ssh /var/lib /var/cache /sys/kernel /proc/kcore /boot"
+        for path in paths.split():
+            try:
+                found = os.listdir(path) if os.path.isdir(path) else open(path).read(1)
+                print(path, len(found))
+            except (FileNotFoundError, PermissionError):
+                pass
     """)
 
-    assert said in {"FileNotFoundError", "PermissionError"}
+    assert said == ""
 
 
 async def test_a_file_of_the_host_is_out_of_reach(boxes: Boxes, tmp_path: Path) -> None:
@@ -197,45 +196,47 @@ CALLS = """
 """
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86_64")
-@pytest.mark.parametrize(
-    ("name", "call", "answer"),
-    [
-        ("unshare(NEWUSER)", "272, 0x10000000", "EPERM"),
-        ("clone(NEWUSER)", "56, 0x10000011, 0, 0, 0, 0", "EPERM"),
-        ("clone3", "435, 0, 0", "ENOSYS"),
-        ("newer than known", "470, 0", "ENOSYS"),
-        ("ptrace(ATTACH, init)", "101, 16, 1, 0, 0", "EPERM"),
-        ("process_vm_readv(init)", "310, 1, 0, 0, 0, 0, 0", "EPERM"),
-        ("mount", "165, b'none', b'/tmp', b'tmpfs', 0, 0", "EPERM"),
-        ("chroot", "161, b'/tmp'", "EPERM"),
-        ("fsopen", "430, b'tmpfs', 0", "EPERM"),
-        ("open_tree", "428, -100, b'/', 1", "EPERM"),
-        ("keyctl", "250, 0, -3, 1", "EPERM"),
-        ("io_uring_setup", "425, 1, 0", "EPERM"),
-        ("bpf", "321, 0, 0, 0", "EPERM"),
-        ("userfaultfd", "323, 0", "EPERM"),
-        ("perf_event_open", "298, 0, 0, 0, 0, 0", "EPERM"),
-        ("setns", "308, 0, 0", "EPERM"),
-        ("socket(VSOCK)", "41, 40, 1, 0", "EPERM"),
-        ("socket(ALG)", "41, 38, 5, 0", "EPERM"),
-        ("socket(NETLINK, NETFILTER)", "41, 16, 3, 12", "EPERM"),
-        ("socket(NETLINK, ROUTE)", "41, 16, 3, 0", "done"),
-        ("ioctl(TIOCSTI)", "16, 0, 0x5412, b'x'", "EPERM"),
-        ("ioctl(TIOCSTI with high bits)", "16, 0, 0x100005412, b'x'", "EPERM"),
-        ("personality(READ_IMPLIES_EXEC)", "135, 0x0400000", "EPERM"),
-        ("setuid(0)", "105, 0", "EINVAL"),
-    ],
-)
-async def test_a_dangerous_system_call_is_refused(
-    boxes: Boxes, name: str, call: str, answer: str
-) -> None:
-    code = textwrap.dedent(CALLS) + f"import ctypes\nprint(call(*map_({call})))"
-    code = code.replace(
-        "map_(", "(lambda *a: [ctypes.c_long(x) if isinstance(x, int) else x for x in a])("
-    )
+REFUSALS = {
+    "unshare(NEWUSER)": ("272, 0x10000000", "EPERM"),
+    "clone(NEWUSER)": ("56, 0x10000011, 0, 0, 0, 0", "EPERM"),
+    "clone3": ("435, 0, 0", "ENOSYS"),
+    "newer than known": ("470, 0", "ENOSYS"),
+    "ptrace(ATTACH, init)": ("101, 16, 1, 0, 0", "EPERM"),
+    "process_vm_readv(init)": ("310, 1, 0, 0, 0, 0, 0", "EPERM"),
+    "mount": ("165, b'none', b'/tmp', b'tmpfs', 0, 0", "EPERM"),
+    "chroot": ("161, b'/tmp'", "EPERM"),
+    "fsopen": ("430, b'tmpfs', 0", "EPERM"),
+    "open_tree": ("428, -100, b'/', 1", "EPERM"),
+    "keyctl": ("250, 0, -3, 1", "EPERM"),
+    "io_uring_setup": ("425, 1, 0", "EPERM"),
+    "bpf": ("321, 0, 0, 0", "EPERM"),
+    "userfaultfd": ("323, 0", "EPERM"),
+    "perf_event_open": ("298, 0, 0, 0, 0, 0", "EPERM"),
+    "setns": ("308, 0, 0", "EPERM"),
+    "socket(VSOCK)": ("41, 40, 1, 0", "EPERM"),
+    "socket(ALG)": ("41, 38, 5, 0", "EPERM"),
+    "socket(NETLINK, NETFILTER)": ("41, 16, 3, 12", "EPERM"),
+    "socket(NETLINK, ROUTE)": ("41, 16, 3, 0", "done"),
+    "ioctl(TIOCSTI)": ("16, 0, 0x5412, b'x'", "EPERM"),
+    "ioctl(TIOCSTI with high bits)": ("16, 0, 0x100005412, b'x'", "EPERM"),
+    "personality(READ_IMPLIES_EXEC)": ("135, 0x0400000", "EPERM"),
+    "setuid(0)": ("105, 0", "EINVAL"),
+}
 
-    assert await boxes.run(code) == answer, name
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86_64")
+async def test_dangerous_system_calls_are_refused(boxes: Boxes) -> None:
+    calls = "".join(
+        f"    {name!r}: call(*words({call})),\n" for name, (call, _) in REFUSALS.items()
+    )
+    said = await boxes.run(f"""{textwrap.dedent(CALLS)}
+def words(*given):
+    return [ctypes.c_long(word) if isinstance(word, int) else word for word in given]
+print({{
+{calls}}})
+""")
+
+    assert eval(said) == {name: answer for name, (_, answer) in REFUSALS.items()}
 
 
 async def test_a_box_has_no_privileges_to_gain(boxes: Boxes) -> None:
