@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from e2b_code_interpreter import Execution, ExecutionError, Logs, Result
@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from mcp.types import CallToolResult, EmbeddedResource, ImageContent, ResourceLink, TextContent
 from PIL import Image
 
-from e2b_agent_mcp.lifecycle import CommandRun, FileInfo, Run
+from e2b_agent_mcp.lifecycle import CommandRun, FileInfo, Run, SessionInfo
 from e2b_agent_mcp.rendering import Place, Rendered, command_result, failure, python_result
+from e2b_agent_mcp.rendering.sessions import session_entry, session_line
 from e2b_agent_mcp.rendering.text import cut, plain, readable, shares
 from e2b_agent_mcp.settings import OutputSettings
 
@@ -328,6 +329,34 @@ def test_values_become_what_json_can_hold() -> None:
     assert json.dumps(value, allow_nan=False).encode()
     assert isinstance(value, dict)
     assert (value["a"], value["1"], value["half"]) == (None, ["b'x'"], "?")
+
+
+@pytest.mark.parametrize(
+    ("state", "end", "line"),
+    [
+        ("running", 40, "s: running, ends in 10 s, 0 s of sandbox"),
+        ("paused", 20, "s: paused, its next call resumes it, 0 s of sandbox"),
+    ],
+)
+def test_a_session_is_one_line(state: Literal["running", "paused"], end: int, line: str) -> None:
+    """Its age counts from its creation, whenever it was resumed."""
+
+    def at(second: int) -> datetime:
+        return datetime(2026, 11, 27, 12, 0, second, tzinfo=UTC)
+
+    info = SessionInfo(
+        name="s",
+        sandbox_id="i",
+        state=state,
+        created_at=at(0),
+        started_at=at(10),
+        end_at=at(end),
+        vcpus=2,
+        memory_mb=512,
+    )
+    entry = session_entry(info, at(30))
+    assert (entry["age"], entry["expires_in"]) == (30, end - 30)
+    assert session_line(entry) == line
 
 
 def test_room_is_shared_small_ones_first() -> None:

@@ -38,7 +38,7 @@ ERROR_WORDS = 2000  # characters of an error that are looked at
 
 FLOODED = f"The code printed over {OUTPUT_LIMIT:,} characters and was stopped."
 KERNEL_DIED = (
-    "The interpreter died (often: out of memory) and was started afresh: "
+    "The interpreter died (often: out of memory) or was restarted from elsewhere: "
     "variables are gone, files are kept."
 )
 

@@ -68,7 +68,8 @@ class SessionInfo:
     name: str
     sandbox_id: str
     state: Literal["running", "paused"]
-    started_at: datetime
+    created_at: datetime
+    started_at: datetime  # since then it runs: its creation, or its last resume
     end_at: datetime
     vcpus: int
     memory_mb: int
@@ -388,6 +389,7 @@ def _session_info(candidate: Candidate) -> SessionInfo:
         name=candidate.session,
         sandbox_id=candidate.sandbox_id,
         state="paused" if candidate.paused else "running",
+        created_at=candidate.created_at,
         started_at=candidate.started_at,
         end_at=candidate.end_at,
         vcpus=candidate.vcpus,

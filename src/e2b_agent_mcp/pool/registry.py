@@ -120,13 +120,17 @@ class Candidate:
         text = self.metadata.get("generation", "")
         return int(text) if text.isdecimal() else 0
 
-    def age(self, today: datetime) -> float:
-        """Seconds since it was created; `started_at` tells of its last resume on E2B."""
+    @property
+    def created_at(self) -> datetime:
+        """`started_at` tells of its last resume on E2B."""
         try:
-            created = datetime.fromisoformat(self.metadata.get("created", ""))
+            return datetime.fromisoformat(self.metadata.get("created", ""))
         except ValueError:
-            created = self.started_at
-        return max(0.0, (today - created).total_seconds())
+            return self.started_at
+
+    def age(self, today: datetime) -> float:
+        """Seconds since it was created."""
+        return max(0.0, (today - self.created_at).total_seconds())
 
 
 def choose(candidates: Iterable[Candidate]) -> Candidate | None:

@@ -134,7 +134,9 @@ class Session(TypedDict):
     started_at: str
     end_at: str
     age: Annotated[float, Field(description="Seconds since the sandbox was created")]
-    expires_in: Annotated[float, Field(description="Seconds until it ends, unless it is used")]
+    expires_in: Annotated[
+        float, Field(description="Seconds until it ends or pauses, unless it is used; paused: past")
+    ]
     spent: Annotated[SpentResult, Field(description="By the session in this month")]
     usage: Annotated[UsageNow | None, Field(description="null: paused, or E2B has no figures")]
 

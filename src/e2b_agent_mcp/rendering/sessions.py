@@ -18,7 +18,7 @@ def session_entry(info: SessionInfo, now: datetime, usage: Usage | None = None) 
         "state": info.state,
         "started_at": info.started_at.isoformat(),
         "end_at": info.end_at.isoformat(),
-        "age": round((now - info.started_at).total_seconds(), 1),
+        "age": round((now - info.created_at).total_seconds(), 1),
         "expires_in": round((info.end_at - now).total_seconds(), 1),
         "spent": spent_entry(info.spent),
         "usage": None if usage is None else usage_entry(usage),
@@ -59,7 +59,9 @@ def sessions_result(
 
 def session_line(session: Session) -> str:
     """One line for a model, or a person."""
-    parts = [f"{session['session']}: {session['state']}, ends in {session['expires_in']:.0f} s"]
+    left = session["expires_in"]
+    when = "its next call resumes it" if session["state"] == "paused" else f"ends in {left:.0f} s"
+    parts = [f"{session['session']}: {session['state']}, {when}"]
     if usage := session["usage"]:
         parts.append(f"CPU {usage['cpu_percent']:.0f} %")
         parts.append(f"memory {share(usage['memory_used'], usage['memory_total'])}")
