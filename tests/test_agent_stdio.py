@@ -8,12 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio import to_thread
 from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
+from e2b_agent_mcp import Settings, create_server
 from e2b_agent_mcp.engine import EngineAddress
 from scripted_llm import FOREVER, KEY, Reply, ScriptedLLM, code
+from test_agent_tools import call as call_in_memory
+from test_agent_tools import settings  # noqa: F401  # a fixture
 from test_stdio import END_LIMIT, Server, environment
+
+pytestmark = pytest.mark.anyio
+
+# ruff: noqa: F811  # the fixture's own name, below
+
+
+LOADS = 300  # seconds; a server loads smolagents and litellm, on a busy machine for minutes
 
 
 @pytest.fixture
@@ -23,10 +34,12 @@ def llm() -> Iterator[ScriptedLLM]:
 
 
 @pytest.fixture
-def env(engine: EngineAddress, llm: ScriptedLLM, tmp_path: Path) -> dict[str, str]:
+def env(engine: EngineAddress, settings: Settings, llm: ScriptedLLM) -> dict[str, str]:
+    """What a process needs for the same settings."""
     return {
         **environment(engine.api_url, engine.api_key),
-        "E2B_AGENT_MCP_ENGINE_STATE_DIR": str(tmp_path),
+        "E2B_AGENT_MCP_SESSION": settings.session,
+        "E2B_AGENT_MCP_ENGINE_STATE_DIR": str(settings.engine.state_dir),
         "E2B_AGENT_MCP_AGENT_MODEL": "openai/scripted",
         "E2B_AGENT_MCP_AGENT_BASE_URL": llm.url,
         "E2B_AGENT_MCP_AGENT_API_KEY": KEY,
@@ -39,20 +52,44 @@ def call(server: Server, tool: str, **arguments: object) -> dict[str, Any]:
     return structured
 
 
+# Killed, a server does the same whether a call waits or not: test_two_servers has that.
+@pytest.mark.timeout(LOADS)
+@pytest.mark.usefixtures("agent_libraries")
 @pytest.mark.parametrize(
-    "how",
+    ("how", "wait"),
     [
-        pytest.param(None, id="stdin closed"),
-        pytest.param(signal.SIGTERM, id="SIGTERM"),
-        pytest.param(signal.SIGINT, id="SIGINT"),
-        pytest.param(signal.SIGKILL, id="SIGKILL"),
+        pytest.param(None, 0, id="stdin closed, handed back"),
+        pytest.param(None, LOADS, id="stdin closed, waited for"),
+        pytest.param(signal.SIGTERM, LOADS, id="SIGTERM, waited for"),
+        pytest.param(signal.SIGINT, 0, id="SIGINT, handed back"),
     ],
 )
-@pytest.mark.parametrize("wait", [0, 60], ids=["handed back", "waited for"])
-def test_a_task_whose_server_ends_is_interrupted_and_the_next_server_goes_on_with_it(
-    env: dict[str, str], llm: ScriptedLLM, how: signal.Signals | None, wait: float
+async def test_a_task_whose_server_ends_is_interrupted_and_the_next_server_goes_on_with_it(
+    env: dict[str, str],
+    settings: Settings,
+    llm: ScriptedLLM,
+    how: signal.Signals | None,
+    wait: float,
 ) -> None:
     llm.script(code("x = 20"), Reply(text="never", delay=FOREVER))
+    await to_thread.run_sync(work_and_end, env, llm, how, wait)
+    assert settings.engine.state_dir is not None
+    [task_id] = stored_tasks(settings.engine.state_dir)
+    async with Client(create_server(settings)) as client:
+        task = await call_in_memory(client, "get_agent_task", task_id=task_id)
+        assert task["status"] == "interrupted"
+        assert [step["code"] for step in task["steps"]][:1] == ["x = 20"]
+        llm.script(code("final_answer(x + 22)"))
+        task = await call_in_memory(client, "run_agent_task", task_id=task_id)
+        assert (task["status"], task["answer"]) == ("completed", 42)
+        assert "PELICANS" in json.dumps(llm.requests[-1]["messages"])
+        await client.call_tool("end_session", {})
+
+
+def work_and_end(
+    env: dict[str, str], llm: ScriptedLLM, how: signal.Signals | None, wait: float
+) -> None:
+    """A server process that is ended while its task waits for the model."""
     with Server.start(env) as server:
         arguments = {"task": "Count the PELICANS.", "wait": wait}
         if wait:
@@ -63,19 +100,9 @@ def test_a_task_whose_server_ends_is_interrupted_and_the_next_server_goes_on_wit
         asked(llm, 2)
         _, seconds = server.end(how)
         assert seconds < END_LIMIT
-    [task_id] = stored_tasks(Path(env["E2B_AGENT_MCP_ENGINE_STATE_DIR"]))
-    with Server.start(env) as server:
-        task = call(server, "get_agent_task", task_id=task_id)
-        assert task["status"] == "interrupted"
-        assert [step["code"] for step in task["steps"]][:1] == ["x = 20"]
-        llm.script(code("final_answer(x + 22)"))
-        task = call(server, "run_agent_task", task_id=task_id)
-        assert (task["status"], task["answer"]) == ("completed", 42)
-        assert "PELICANS" in json.dumps(llm.requests[-1]["messages"])
-        call(server, "end_session")
 
 
-@pytest.mark.anyio
+@pytest.mark.timeout(LOADS)
 async def test_an_sdk_client_gets_a_whole_task_and_nothing_else_on_stdout(
     env: dict[str, str], llm: ScriptedLLM
 ) -> None:
@@ -85,7 +112,7 @@ async def test_an_sdk_client_gets_a_whole_task_and_nothing_else_on_stdout(
         command=sys.executable, args=["-m", "e2b_agent_mcp"], env=env
     )
     async with Client(stdio_client(parameters)) as client:
-        result = await client.call_tool("run_agent_task", {"task": "Print."})
+        result = await client.call_tool("run_agent_task", {"task": "Print.", "wait": LOADS})
         assert (result.structured_content or {})["answer"] == [1, 2]
         await client.call_tool("end_session", {})
 
@@ -100,7 +127,7 @@ def test_a_server_starts_without_the_agents_libraries(env: dict[str, str]) -> No
 
 def asked(llm: ScriptedLLM, times: int) -> None:
     with llm._changed:
-        assert llm._changed.wait_for(lambda: len(llm.requests) >= times, timeout=60)
+        assert llm._changed.wait_for(lambda: len(llm.requests) >= times, timeout=LOADS)
 
 
 def stored_tasks(state: Path) -> list[str]:

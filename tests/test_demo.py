@@ -1,5 +1,6 @@
 """The demo in a real sandbox, and what it writes."""
 
+import io
 import os
 import re
 import struct
@@ -8,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from e2b_agent_mcp.demo import PARTS
-from e2b_agent_mcp.demo.agent_parts import agent_parts
+from e2b_agent_mcp.commands.task import opened
+from e2b_agent_mcp.demo import PARTS, run_demo
+from e2b_agent_mcp.demo.agent_parts import AgentDemo, agent_parts
 from e2b_agent_mcp.demo.report import Plot, Prose, Section, Table, html, markdown, texts
 from e2b_agent_mcp.engine import EngineAddress
+from e2b_agent_mcp.settings import E2BSettings, EngineSettings, Secret, Settings
 from scripted_llm import KEY, Reply, ScriptedLLM, code
 
 SECTION = Section(
@@ -34,8 +38,13 @@ FETCH = (
 PAGE = "open('dashboard.html', 'w').write('<html>')\nfinal_answer('See **dashboard.html**.')"
 
 
-@pytest.mark.timeout(240)
-def test_with_a_model_an_agent_does_the_other_tasks(tmp_path: Path, engine: EngineAddress) -> None:
+@pytest.mark.usefixtures("agent_libraries")
+async def test_with_a_model_an_agent_does_the_other_tasks(
+    tmp_path: Path, engine: EngineAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("e2b_agent_mcp.demo.PARTS", ())  # the next test's
+    console = Console(file=io.StringIO(), width=200)
+    out = tmp_path / "out"
     with ScriptedLLM() as llm:
         llm.script(
             *(code(PLOT, "I plot the trend."), code("final_answer('Sales grew.')")),
@@ -43,27 +52,28 @@ def test_with_a_model_an_agent_does_the_other_tasks(tmp_path: Path, engine: Engi
             *(code(FETCH), code("final_answer({'tone': 0.2})")),
             code(PAGE),
         )
-        settings = {
-            "E2B_AGENT_MCP_AGENT_MODEL": "openai/scripted",
-            "E2B_AGENT_MCP_AGENT_BASE_URL": llm.url,
-            "E2B_AGENT_MCP_AGENT_API_KEY": KEY,
-            "E2B_AGENT_MCP_ENGINE_STATE_DIR": str(tmp_path / "state"),
-        }
-        done = demo(tmp_path / "out", engine, settings)
-        assert (done.returncode, done.stderr) == (0, "")
+        url, key = engine.api_url, Secret(engine.api_key)
+        settings = Settings(
+            e2b=E2BSettings(api_key=key, api_url=url, sandbox_url=engine.sandbox_url),
+            engine=EngineSettings(state_dir=tmp_path / "state"),
+            agent=llm.settings(),
+        )
+        async with opened(settings) as (manager, tasks):
+            await run_demo(manager, out, console, AgentDemo(tasks, manager, settings))
         asked = [str(request["messages"][1]) for request in llm.requests]
         assert "12" in str(llm.requests[4]["messages"][-1])  # the reviews, from the sandbox's page
     for number, words in enumerate(("sales", "breast_cancer", "VADER", "plotly")):
         assert words in asked[(0, 2, 3, 5)[number]]
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
     for words in ("at most $1 each", "I plot the trend.", "Sales grew.", "no, thank you"):
-        assert words in done.stdout
-    page = (tmp_path / "out" / "report.html").read_text()
+        assert words in shown
+    page = (out / "report.html").read_text()
     for part in agent_parts(0):
         assert part.title in page
-    assert (tmp_path / "out" / "plots" / "sales" / "plot-1.png").exists()
-    assert "plots/sales/plot-1.png" in (tmp_path / "out" / "report.md").read_text()
-    assert (tmp_path / "out" / "files" / "dashboard.html").read_text() == "<html>"
-    assert KEY not in page + done.stdout
+    assert (out / "plots" / "sales" / "plot-1.png").exists()
+    assert "plots/sales/plot-1.png" in (out / "report.md").read_text()
+    assert (out / "files" / "dashboard.html").read_text() == "<html>"
+    assert KEY not in page + shown
 
 
 def demo(

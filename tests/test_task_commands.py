@@ -9,10 +9,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from e2b_agent_mcp.commands.terminal import safe
 from e2b_agent_mcp.engine import EngineAddress
+from e2b_agent_mcp.lifecycle import SandboxManager
+from e2b_agent_mcp.pool import SessionKey
+from e2b_agent_mcp.settings import Settings
 from scripted_llm import FOREVER, KEY, Reply, ScriptedLLM, code
 
 LONG = "words = '" + "a " * 80 + "its end'"
@@ -70,7 +74,12 @@ def shell(engine: EngineAddress, llm: ScriptedLLM, tmp_path: Path) -> Iterator[S
         tmp_path,
     )
     yield shell
-    shell("sessions", "end", shell.environment["E2B_AGENT_MCP_SESSION"])
+    anyio.run(end_session, Settings.load(shell.environment))
+
+
+async def end_session(settings: Settings) -> None:
+    async with SandboxManager(settings) as manager:
+        await manager.end_session(SessionKey(settings.local_owner, settings.session))
 
 
 def test_task_prints_the_answer_alone_on_stdout_and_the_steps_on_stderr(

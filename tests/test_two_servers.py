@@ -14,14 +14,15 @@ from functools import partial
 from typing import Any
 
 import anyio
-import anyio.to_thread
 import pytest
+from anyio import to_thread
 from mcp.client import Client
 
 from e2b_agent_mcp import Settings, create_server
 from e2b_agent_mcp.engine import EngineAddress
 from rounds import rounds
 from scripted_llm import FOREVER, KEY, Reply, ScriptedLLM, code
+from test_agent_stdio import LOADS, asked
 from test_agent_stdio import call as call_stdio
 from test_agent_tools import call, llm, settings, text_of  # noqa: F401  # fixtures
 from test_stdio import Server, environment
@@ -119,6 +120,7 @@ async def test_a_task_at_work_is_not_gone_on_with_by_the_other_server(
     await llm.left()
 
 
+@pytest.mark.timeout(LOADS)
 async def test_a_killed_servers_task_is_interrupted_and_the_other_goes_on_with_it(
     engine: EngineAddress, settings: Settings, llm: ScriptedLLM
 ) -> None:
@@ -135,11 +137,11 @@ async def test_a_killed_servers_task_is_interrupted_and_the_other_goes_on_with_i
     async with Client(create_server(settings)) as other:
         with Server.start(env) as server:
             count = partial(call_stdio, server, "run_agent_task", task="Count the PELICANS.")
-            task_id = (await anyio.to_thread.run_sync(partial(count, wait=0)))["task_id"]
-            await llm.asked(2)
+            task_id = (await to_thread.run_sync(partial(count, wait=0)))["task_id"]
+            await to_thread.run_sync(asked, llm, 2)
             task = await call(other, "get_agent_task", task_id=task_id, wait=0)
             assert task["status"] == "working"
-            await anyio.to_thread.run_sync(server.end, signal.SIGKILL)
+            await to_thread.run_sync(server.end, signal.SIGKILL)
         task = await call(other, "get_agent_task", task_id=task_id)
         assert (task["status"], task["steps"][0]["code"]) == ("interrupted", "x = 20")
         llm.script(code("final_answer(x + 22)"))
