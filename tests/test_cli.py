@@ -158,6 +158,7 @@ def test_doctor_shows_every_value_and_its_origin_but_no_secret(
     config = tmp_path / "config.toml"
     config.write_text("[outputs]\nimages = 3\n")
     shell.environment["E2B_AGENT_MCP_RUNS_TIMEOUT"] = "7"
+    shell.environment["E2B_AGENT_MCP_AGENT_BASE_URL"] = "http://bob:hunter2@127.0.0.1:9/v1"
     done = shell("doctor", "--json", "--config", str(config), "--set", "session=mine")
     report = json.loads(done.stdout)
     lines = {line["name"]: (line["value"], line["origin"]) for line in report["settings"]}
@@ -166,6 +167,7 @@ def test_doctor_shows_every_value_and_its_origin_but_no_secret(
     assert lines["outputs.images"] == ("3", "config file")
     assert lines["session"] == ("mine", "flag")
     assert lines["runs.max_timeout"] == ("3600.0", "default")
+    assert lines["agent.base_url"] == ("http://***@127.0.0.1:9/v1", "environment")
     assert engine.api_key not in done.stdout + done.stderr
     assert (done.returncode, report["ok"]) == (0, True)
 

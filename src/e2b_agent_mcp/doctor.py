@@ -18,7 +18,7 @@ from e2b_agent_mcp.connection import engine_options
 from e2b_agent_mcp.engine import EngineError, find, find_template, probe
 from e2b_agent_mcp.errors import E2BAgentError
 from e2b_agent_mcp.lifecycle import SandboxManager
-from e2b_agent_mcp.settings import Settings, options
+from e2b_agent_mcp.settings import Settings, options, without_credentials
 
 PACKAGES = ("e2b-agent-mcp", "mcp", "e2b", "e2b-code-interpreter", "smolagents", "litellm", "uv")
 CLOUD_TIMEOUT = 20.0  # seconds to answer a list of sandboxes
@@ -85,7 +85,7 @@ def _shown(value: object) -> str:
         return "-"
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
-    return str(value)  # a Secret gives ***
+    return without_credentials(str(value))  # a Secret gives ***
 
 
 async def _examine_cloud(settings: Settings, report: Report) -> None:

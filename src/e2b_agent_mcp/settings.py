@@ -10,6 +10,7 @@ Secrets are `Secret`: they print as `***` wherever they end up by accident.
 import getpass
 import os
 import platform
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -42,6 +43,11 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash(self._value)
+
+
+def without_credentials(text: str) -> str:
+    """As it may be shown: the address of a proxy or a gateway often holds a password."""
+    return re.sub(r"(?<=//)[^/@\s]*@", "***@", text)
 
 
 # Any: dataclasses.field is typed by its default, which differs for every option.

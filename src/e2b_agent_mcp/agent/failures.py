@@ -18,14 +18,13 @@ from e2b_agent_mcp.errors import (
     ModelRateLimitError,
     ModelUnavailableError,
 )
-from e2b_agent_mcp.settings import Secret
+from e2b_agent_mcp.settings import Secret, without_credentials
 
 LONGEST_MESSAGE = 400  # characters
 SHORTEST_SECRET = 6  # characters; a shorter one would take ordinary words out of messages
 
 _PREFIX = re.compile(r"^(?:litellm\.)?[A-Za-z]+(?:Error|Exception)(?::| -)\s*")
 _LOOKS_LIKE_KEY = re.compile(r"\b(?:sk|gsk|xai|AIza)[-_]?[A-Za-z0-9_-]{12,}")
-_CREDENTIALS = re.compile(r"//[^/@]*@")  # of a URL
 _NO_MONEY = re.compile(r"quota|billing|credit|balance|payment", re.IGNORECASE)
 _TOO_LONG = re.compile(r"context (?:length|window)|too long|maximum context|too many tokens", re.I)
 
@@ -82,7 +81,7 @@ _TRY_AGAIN = "Try again in a while, or name another model."
 
 def _unavailable(exc: Exception, choice: Choice, said: str) -> ModelUnavailableError:
     if _headers(exc) is None and "onnection" in said:
-        where = _CREDENTIALS.sub("//***@", choice.base_url or "its service")
+        where = without_credentials(choice.base_url or "its service")
         error = ModelUnavailableError(
             f"{choice.model} could not be reached at {where}.",
             hint="Check that it runs, the network, and E2B_AGENT_MCP_AGENT_BASE_URL.",
