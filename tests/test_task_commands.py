@@ -111,12 +111,11 @@ def test_task_prints_json_for_programs(shell: Shell, llm: ScriptedLLM) -> None:
     assert (more["task_id"], more["answer"], len(more["steps"])) == (task["task_id"], 2, 2)
 
 
-def test_task_that_fails_exits_with_1_and_says_why(shell: Shell, llm: ScriptedLLM) -> None:
-    llm.script(Reply(status=401, error="no such key"))
-    done = shell("task", "Anything.")
+def test_task_that_fails_exits_with_1_and_says_why(shell: Shell) -> None:
+    done = shell("task", "Anything.", "-f", "missing.csv")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "failed" in done.stderr
-    assert KEY not in done.stderr
+    assert "missing.csv: No such file" in done.stderr
+    assert "failed: 0 steps" in done.stderr
 
 
 def test_task_without_a_model_says_what_to_set(shell: Shell) -> None:
