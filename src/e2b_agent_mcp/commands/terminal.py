@@ -109,13 +109,13 @@ class TaskView:
 def print_end(record: "TaskRecord", console: Console) -> None:
     """How the task ended, what it made and what it cost; not its answer."""
     if record.error is not None:
-        console.print(Text(safe(record.error.message), style="red"))
+        console.print(Text(safe(record.error.message), style="red"), soft_wrap=True)
         if record.error.hint:
-            console.print(Text(safe(record.error.hint)))
+            console.print(Text(safe(record.error.hint)), soft_wrap=True)
     for file in record.files:
-        console.print(Text.assemble(("file ", "dim"), (safe(file.path), "green")))
+        console.print(Text.assemble(("file ", "dim"), (safe(file.path), "green")), soft_wrap=True)
     if record.note:
-        console.print(Text(safe(record.note), style="yellow"))
+        console.print(Text(safe(record.note), style="yellow"), soft_wrap=True)
     steps = f"{len(record.steps)} step{'s' * (len(record.steps) != 1)}"
     words = f"{record.status}: {steps}, {spent(record.usage)}, {record.task_id}"
     console.print(Text(words, style="dim"), soft_wrap=True)
