@@ -523,7 +523,7 @@ async def test_what_another_server_went_on_using_is_not_paused_by_old_knowledge(
             manager._pool.observe(key.owner, listed, asked_at=now, now=now, today=today)
             assert manager._pool.left(key, now) == lease.sandbox_id
             await using._keeper.try_to_extend(using._session(key), lease.sandbox_id)
-            await manager._places._make_room(other, "total", None)
+            await manager._places._make_room(other, "total")
             assert manager._pool.left(key, time.monotonic()) == ""
             assert await text(lease, "1 + 1") == "2"
 

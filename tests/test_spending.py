@@ -192,7 +192,7 @@ async def test_a_server_killed_before_it_heard_of_its_sandbox_pays_for_it_once(
 async def test_a_creation_that_failed_is_not_spent(
     engine: EngineAddress, make_settings: MakeSettings
 ) -> None:
-    settings = make_settings(sandboxes=SandboxSettings(create_timeout=2.0))
+    settings = make_settings(sandboxes=SandboxSettings(create_timeout=1.0))
     async with FaultProxy.serve(engine) as proxy:
         e2b = replace(settings.e2b, api_url=proxy.address.api_url)
         async with SandboxManager(replace(settings, e2b=e2b)) as manager:
