@@ -415,7 +415,7 @@ def test_any_tree_can_be_removed(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "link").symlink_to(outside)
-    make_deep(tree, 3000)
+    make_deep(tree, 1100)
     (tree / "closed").mkdir()
     (tree / "closed" / "file").touch()
     (tree / "closed").chmod(0)
@@ -427,11 +427,11 @@ def test_any_tree_can_be_removed(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 
 def make_deep(folder: Path, depth: int) -> None:
-    """Deeper than a path may be long, as a hostile sandbox can."""
+    """Deeper than a path may be long and than Python recurses, as a hostile sandbox can."""
     at = os.open(folder, os.O_DIRECTORY)
     for _ in range(depth):
-        os.mkdir("d", dir_fd=at)
-        below = os.open("d", os.O_DIRECTORY, dir_fd=at)
+        os.mkdir("deep", dir_fd=at)
+        below = os.open("deep", os.O_DIRECTORY, dir_fd=at)
         os.close(at)
         at = below
     os.close(at)

@@ -6,13 +6,11 @@ anything else. What this engine does not offer is refused by name, never ignored
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,12 +18,25 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from .egress import NetworkPolicy, is_rule
+from .egress import NetworkPolicy
 from .errors import Busy, InvalidRequest, NotSupported, Refusal, SnapshotNotFound, TemplateNotFound
+from .reading import (
+    Json,
+    flag,
+    host_name,
+    lifecycle_of,
+    metadata_filter,
+    moment,
+    number,
+    object_of,
+    page_size,
+    read_body,
+    rules,
+    string_map,
+)
 from .sandbox import (
     ENVD_VERSION,
     TEMPLATES,
-    Lifecycle,
     PauseMode,
     Sandbox,
     SandboxSpec,
@@ -37,15 +48,10 @@ if TYPE_CHECKING:
     from .snapshots import Snapshot
 
 DEFAULT_TIMEOUT = 300  # seconds, as in E2B's SDKs
-LARGEST_BODY = 1024 * 1024  # bytes
-LARGEST_PAGE = 100
 CLIENT_ID = "e2b-agent-mcp"
 IDEMPOTENCY_KEY_LENGTH = 255
 
-_HOST = re.compile(r"(?:[A-Za-z0-9.-]|\$\{PORT\}){1,253}(?::(?:\d{1,5}|\$\{PORT\}))?")
-
 Answer = Callable[[Request], Awaitable[Response]]
-Json = dict[str, Any]  # a decoded body: nothing is known of it yet
 
 
 def create_api(orchestrator: Orchestrator, domain: str) -> Starlette:
@@ -98,7 +104,7 @@ class ControlPlane:
         self._domain = domain
 
     async def create(self, request: Request) -> Response:
-        body = await _body(request)
+        body = await read_body(request)
         spec = self._spec(body)
         key = request.headers.get("idempotency-key")
         if key is not None and not 0 < len(key) <= IDEMPOTENCY_KEY_LENGTH:
@@ -111,17 +117,17 @@ class ControlPlane:
             if body.get(name):
                 raise NotSupported(f"{name} is not supported by the embedded engine")
         template, snapshot = self._origin(str(body.get("templateID") or TEMPLATES[0]))
-        network = _object(body, "network")
+        network = object_of(body, "network")
         return SandboxSpec(
             template=template,
             timeout=self._timeout(body),
             snapshot=snapshot,
             network=self._network(network, body),
-            metadata=_string_map(body, "metadata"),
-            env_vars=_string_map(body, "envVars"),
-            lifecycle=_lifecycle(body),
-            public_traffic=_flag(network, "allowPublicTraffic", default=True),
-            mask_request_host=_host(network, "maskRequestHost"),
+            metadata=string_map(body, "metadata"),
+            env_vars=string_map(body, "envVars"),
+            lifecycle=lifecycle_of(body),
+            public_traffic=flag(network, "allowPublicTraffic", default=True),
+            mask_request_host=host_name(network, "maskRequestHost"),
         )
 
     def _origin(self, asked: str) -> tuple[str, str | None]:
@@ -139,8 +145,8 @@ class ControlPlane:
 
     async def take_snapshot(self, request: Request) -> Response:
         self._orchestrator.find(request.path_params["id"])
-        body = await _body(request)
-        if _flag(body, "memory", default=False):
+        body = await read_body(request)
+        if flag(body, "memory", default=False):
             raise NotSupported(
                 "Snapshots of memory are not supported by the embedded engine: "
                 "take one with mode='filesystem', or without a mode"
@@ -166,7 +172,7 @@ class ControlPlane:
         if token := query.get("nextToken"):
             last = _moment_and_id(token)
             found = [s for s in found if (s.created_at, s.id) < last]
-        limit = _limit(query.get("limit"))
+        limit = page_size(query.get("limit"))
         page, rest = found[:limit], found[limit:]
         headers = {"x-next-token": f"{page[-1].created_at!r}_{page[-1].id}"} if rest else {}
         return JSONResponse([_snapshot_info(s) for s in page], headers=headers)
@@ -185,11 +191,11 @@ class ControlPlane:
         )
 
     async def connect(self, request: Request) -> Response:
-        body = await _body(request)
+        body = await read_body(request)
         sandbox, resumed = await self._orchestrator.resume(
             request.path_params["id"],
             self._timeout(body),
-            restore_memory=_flag(body, "memory", default=True),
+            restore_memory=flag(body, "memory", default=True),
         )
         return JSONResponse(self._created(sandbox), 201 if resumed else 200)
 
@@ -215,7 +221,7 @@ class ControlPlane:
             found.reverse()
         if token := query.get("nextToken"):
             found = _after(found, token, ascending=query.get("order") == "asc")
-        limit = _limit(query.get("limit"))
+        limit = page_size(query.get("limit"))
         page, rest = found[:limit], found[limit:]
         headers = {"x-next-token": _token(page[-1])} if rest else {}
         return JSONResponse([self._described(s) for s in page], headers=headers)
@@ -229,8 +235,8 @@ class ControlPlane:
     def _select(
         self, metadata: str | None, states: list[str], query: Mapping[str, str]
     ) -> list[Sandbox]:
-        wanted = _metadata_filter(metadata)
-        after = _moment(query.get("startedAfter"))
+        wanted = metadata_filter(metadata)
+        after = moment(query.get("startedAfter"))
         template = query.get("template")
         return [
             s
@@ -246,24 +252,24 @@ class ControlPlane:
         return Response(status_code=204)
 
     async def pause(self, request: Request) -> Response:
-        body = await _body(request)
-        mode = PauseMode.FULL if _flag(body, "memory", default=True) else PauseMode.FILESYSTEM
-        strict = _flag(body, "requireHealthyGuest", default=mode is PauseMode.FILESYSTEM)
+        body = await read_body(request)
+        mode = PauseMode.FULL if flag(body, "memory", default=True) else PauseMode.FILESYSTEM
+        strict = flag(body, "requireHealthyGuest", default=mode is PauseMode.FILESYSTEM)
         await self._orchestrator.pause(request.path_params["id"], mode, strict=strict)
         return Response(status_code=204)
 
     async def set_timeout(self, request: Request) -> Response:
-        timeout = self._seconds(await _body(request), "timeout", None)
+        timeout = self._seconds(await read_body(request), "timeout", None)
         self._orchestrator.set_timeout(request.path_params["id"], timeout)
         return Response(status_code=204)
 
     async def refresh(self, request: Request) -> Response:
-        duration = self._seconds(await _body(request), "duration", DEFAULT_TIMEOUT)
+        duration = self._seconds(await read_body(request), "duration", DEFAULT_TIMEOUT)
         self._orchestrator.extend(request.path_params["id"], duration)
         return Response(status_code=204)
 
     async def set_network(self, request: Request) -> Response:
-        body = await _body(request)
+        body = await read_body(request)
         policy = self._network(body, body)
         self._orchestrator.set_network(request.path_params["id"], policy)
         return Response(status_code=204)
@@ -272,8 +278,8 @@ class ControlPlane:
         sandbox = self._orchestrator.find(request.path_params["id"])
         if sandbox.state is State.RUNNING:
             await self._orchestrator.history.sample_now(sandbox)
-        start = _number(request.query_params.get("start"), 0.0)
-        end = _number(request.query_params.get("end"), math.inf)
+        start = number(request.query_params.get("start"), 0.0)
+        end = number(request.query_params.get("end"), math.inf)
         options = self._orchestrator.options
         return JSONResponse(
             [
@@ -299,9 +305,9 @@ class ControlPlane:
             if network.get(name):
                 raise NotSupported(f"network.{name} is not supported by the embedded engine")
         return NetworkPolicy(
-            internet=_flag(asked, "allow_internet_access", default=True),
-            allow_out=_rules(network, "allowOut"),
-            deny_out=_rules(network, "denyOut"),
+            internet=flag(asked, "allow_internet_access", default=True),
+            allow_out=rules(network, "allowOut"),
+            deny_out=rules(network, "denyOut"),
         )
 
     def _created(self, sandbox: Sandbox) -> Json:
@@ -377,126 +383,6 @@ def _details(sandbox: Sandbox) -> Json:
     if sandbox.pause_mode is not None:
         details["pauseMode"] = sandbox.pause_mode
     return details
-
-
-# Reading requests
-
-
-async def _body(request: Request) -> Json:
-    raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > LARGEST_BODY:
-            raise HTTPException(413, f"A request body may have at most {LARGEST_BODY} bytes")
-    if not raw:
-        return {}
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise InvalidRequest("The request body is not JSON") from None
-    if not isinstance(body, dict):
-        raise InvalidRequest("The request body must be a JSON object")
-    return body
-
-
-def _flag(body: Json, name: str, *, default: bool) -> bool:
-    value = body.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise InvalidRequest(f"{name} must be true or false")
-    return value
-
-
-def _object(body: Json, name: str) -> Json:
-    value = body.get(name) or {}
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"{name} must be an object")
-    return value
-
-
-def _string_map(body: Json, name: str) -> dict[str, str]:
-    value = _object(body, name)
-    if not all(isinstance(v, str) for v in value.values()):
-        raise InvalidRequest(f"{name} must map names to strings")
-    if not all(map(_is_text, (*value, *value.values()))):
-        raise InvalidRequest(f"{name} holds what is not text: NUL, or half of a surrogate pair")
-    return value
-
-
-def _is_text(value: str) -> bool:
-    try:
-        return b"\0" not in value.encode()
-    except UnicodeEncodeError:
-        return False
-
-
-def _strings(body: Json, name: str) -> tuple[str, ...]:
-    value = body.get(name) or []
-    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise InvalidRequest(f"{name} must be a list of strings")
-    return tuple(value)
-
-
-def _rules(body: Json, name: str) -> tuple[str, ...]:
-    rules = _strings(body, name)
-    for rule in rules:
-        if not is_rule(rule):
-            raise InvalidRequest(f"{name}: {rule[:100]!r} is no name, address or network")
-    return rules
-
-
-def _host(body: Json, name: str) -> str | None:
-    value = body.get(name)
-    if value is not None and not (isinstance(value, str) and _HOST.fullmatch(value)):
-        raise InvalidRequest(f"{name} must be a host name; ${{PORT}} in it stands for the port")
-    return value or None
-
-
-def _number(text: str | None, default: float) -> float:
-    try:
-        return default if text is None else float(text)
-    except ValueError:
-        raise InvalidRequest("start and end must be seconds since 1970") from None
-
-
-def _lifecycle(body: Json) -> Lifecycle:
-    auto_pause = _flag(body, "autoPause", default=False)
-    memory = _flag(body, "autoPauseMemory", default=True)
-    auto_resume = _flag(_object(body, "autoResume"), "enabled", default=False)
-    if not memory and not auto_pause:
-        raise InvalidRequest("autoPauseMemory=false needs autoPause")
-    if not memory and auto_resume:
-        raise InvalidRequest("autoPauseMemory=false cannot be combined with autoResume")
-    return Lifecycle(
-        on_timeout="pause" if auto_pause else "kill",
-        pause_mode=PauseMode.FULL if memory else PauseMode.FILESYSTEM,
-        auto_resume=auto_resume,
-    )
-
-
-def _metadata_filter(text: str | None) -> dict[str, str]:
-    """`k=v&k2=v2`; keys and values were quoted once before they were encoded into that."""
-    pairs = urllib.parse.parse_qsl(text or "", keep_blank_values=True)
-    return {urllib.parse.unquote(k): urllib.parse.unquote(v) for k, v in pairs}
-
-
-def _moment(text: str | None) -> float:
-    if text is None:
-        return 0.0
-    try:
-        moment = datetime.fromisoformat(text.replace(" ", "+"))
-    except ValueError:
-        raise InvalidRequest("startedAfter must be an ISO 8601 time") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _limit(text: str | None) -> int:
-    if text is None:
-        return LARGEST_PAGE
-    if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= LARGEST_PAGE:
-        raise InvalidRequest(f"limit must be between 1 and {LARGEST_PAGE}")
-    return int(text)
 
 
 # Pages continue after the last sandbox seen, so that sandboxes that come and go between two
