@@ -272,7 +272,7 @@ async def test_engines_that_start_at_once_do_not_remove_each_others_groups() -> 
     with ThreadPoolExecutor() as others:
         others.submit(sweep)
         try:
-            for _ in range(rounds(few=100, many=2000)):
+            for _ in range(rounds(few=40, many=2000)):
                 async with claim(survey()) as cgroups:
                     assert cgroups is not None
                     assert all(folder.exists() for folder in cgroups.folders.values())
