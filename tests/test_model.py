@@ -6,11 +6,16 @@ answer shows what ran before it in the same sandbox, and the proxy's log what wa
 
 What holds, whatever happens: no code is sent to a live sandbox twice; what an answered call did is
 there in the next one, unless that says what was lost, and nothing is lost without a cause; a
-session has one sandbox; a call fails only if something failed; nothing is left in the end, and what
-ran has been counted.
+session has one sandbox, not older than it may be; a call fails only if something failed; no more
+sandboxes run than may; nothing is left in the end, and what ran has been counted, no less and, but
+for what nobody could know, no more.
+
+Histories differ in their settings. Where fewer sandboxes may run than there are sessions, there is
+one server after the other: two that live count each other's sandboxes with a delay.
 """
 
 import ast
+import json
 import re
 import time
 import uuid
@@ -18,14 +23,16 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import anyio
 import pytest
 from anyio.abc import TaskGroup, TaskStatus
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from e2b import SandboxQuery
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -39,23 +46,38 @@ from hypothesis.stateful import (
 
 import faults
 from conftest import Connector, client
+from e2b_agent_mcp.costs import Spent
 from e2b_agent_mcp.engine import EngineAddress
 from e2b_agent_mcp.errors import SandboxError
 from e2b_agent_mcp.lifecycle import Lease, SandboxManager
+from e2b_agent_mcp.lifecycle.claims import Found
 from e2b_agent_mcp.lifecycle.stopping import KEPT
-from e2b_agent_mcp.pool import SessionKey, owned_by
-from e2b_agent_mcp.settings import SandboxSettings, Settings
+from e2b_agent_mcp.pool import Candidate, Pool, SessionKey, owned_by
+from e2b_agent_mcp.settings import EngineSettings, SandboxSettings, Settings
 from faults import CONTROL, ROUTES, Exchange, Fault, FaultProxy, Route
 from rounds import rounds
 
-HISTORIES = rounds(few=1, many=100)
-STEPS = rounds(few=30, many=50)
+HISTORIES = rounds(few=2, many=40)
+STEPS = rounds(few=20, many=50)
 NAMES = ("a", "b", "c")
 MOST_SERVERS = 3
 DEADLINE = 120.0  # seconds for one step
-LATE = 2.0  # seconds that the account of what was spent may be short
-MOST = len(NAMES)  # sandboxes that may run; those of a crashed server hold their places
-SETTINGS = Settings(sandboxes=SandboxSettings(idle_after=300, max=MOST))
+LATE = 2.0  # seconds that the account of what was spent may be wrong
+IDLE_AFTER = 1200.0
+ROUNDED = 1.0  # seconds of a sandbox's age that its metadata do not tell
+
+SETUPS = {
+    "plain": SandboxSettings(idle_after=IDLE_AFTER, max=len(NAMES)),
+    "aging": SandboxSettings(idle_after=IDLE_AFTER, max=len(NAMES), max_age=4),
+    "warm": SandboxSettings(idle_after=IDLE_AFTER, max=len(NAMES) + 1, warm=1),
+    "few": SandboxSettings(idle_after=IDLE_AFTER, max=len(NAMES) - 1),
+    "few, aging, warm": SandboxSettings(
+        idle_after=IDLE_AFTER, max=len(NAMES) - 1, max_age=6, warm=1
+    ),
+}
+
+CREATED = 201  # HTTP
+DONE = Counter[str]()  # told at the end
 
 FAULTS: dict[str, Fault] = {
     "close before": faults.close_before,
@@ -88,9 +110,12 @@ class Burst:
 class Server:
     """A manager with a network of its own, which a crash takes away first."""
 
-    def __init__(self, engine: EngineAddress, program: faults.Program) -> None:
+    def __init__(
+        self, engine: EngineAddress, program: faults.Program, sandboxes: SandboxSettings
+    ) -> None:
         self._engine = engine
         self._program = program
+        self._settings = Settings(sandboxes=sandboxes)
         self._network = anyio.CancelScope()
         self._ended = anyio.Event()
         self.manager: SandboxManager
@@ -101,7 +126,7 @@ class Server:
             address = await tasks.start(self._serve_network)
             with anyio.CancelScope() as self._life:
                 async with (
-                    SandboxManager(SETTINGS, connect=Connector(address)) as self.manager,
+                    SandboxManager(self._settings, connect=Connector(address)) as self.manager,
                     anyio.create_task_group() as self.tasks,
                 ):
                     task_status.started()
@@ -134,32 +159,99 @@ class Known:
     stale: set[Server] = field(default_factory=set)  # servers that have a loss to tell
     knows: set[Server] = field(default_factory=set)  # servers that had an answer of it
 
-    def tell_loss(self, server: Server) -> None:
-        assert self.lost or not self.done or server in self.stale, "lost without a cause"
+    def tell_loss(self, server: Server, *, aged: bool) -> None:
+        known = self.lost or not self.done or server in self.stale or aged
+        assert known, "lost without a cause"
         self.lost = False
         self.stale |= self.knows - {server}
         self.losses += 1
         self.done.clear()
 
 
+class Seconds:
+    """For how long each session's sandboxes ran at least, and may have been counted at most.
+
+    What ran at both ends of a step ran during the step. Besides, servers may take for running: what
+    they resumed or made in the step, and what has stopped, until one of them has seen the list of
+    all. That a server was about to create when it crashed may be taken for a sandbox for good.
+    """
+
+    def __init__(self) -> None:
+        self.least = Counter[str]()
+        self.most = Counter[str]()
+        self._looked = time.monotonic()
+        self._running: set[str] = set()  # sandboxes, when we looked last
+        self._names: dict[str, str] = {}  # of the sessions of all sandboxes
+        self._stopped: set[str] = set()  # sandboxes; no server need know it
+        self._pending = Counter[str]()  # creations that no server has seen in a list
+        self._lost = Counter[str]()  # those of crashed servers
+
+    def count(
+        self,
+        names: dict[str, str],
+        running: set[str],
+        exchanges: list[Exchange],
+        *,
+        cut: bool,
+        owner: str,
+    ) -> None:
+        since, self._looked = self._looked, time.monotonic()
+        took = self._looked - since
+        self._names |= names
+        for sandbox_id in self._running & running:
+            self.least[self._names[sandbox_id]] += took
+        creations = Counter(_session_of(item) for item in exchanges if item.route == "create")
+        resumed = {item.path.split("/")[-2] for item in exchanges if item.route == "connect"}
+        may_count = self._running | running | self._stopped | (resumed & self._names.keys())
+        for sandbox_id in may_count:
+            self.most[self._names[sandbox_id]] += took
+        for name, number in (creations + self._pending + self._lost).items():
+            self.most[name] += took * number
+        if cut:
+            self._lost += creations
+        else:
+            self._pending += creations
+            if any(_shows_all(item, owner) for item in exchanges):
+                self._stopped.clear()
+                self._pending = creations
+        self._stopped |= may_count - running
+        self._running = running
+
+
+def _session_of(creation: Exchange) -> str:
+    return str(json.loads(creation.body)["metadata"].get("session", ""))
+
+
+def _shows_all(exchange: Exchange, owner: str) -> bool:
+    return (
+        exchange.route == "list"
+        and owner in exchange.request.target.decode()
+        and exchange.fault in ("", "delay")
+        and (exchange.status, exchange.outcome) == (200, "answered")
+    )
+
+
 class World:
     """One owner's servers and sessions on an engine; its steps raise when something is untrue."""
 
-    def __init__(self, engine: EngineAddress, tasks: TaskGroup) -> None:
+    def __init__(self, engine: EngineAddress, tasks: TaskGroup, observer: SandboxManager) -> None:
         self.owner = uuid.uuid4().hex
+        self.setup = SETUPS["plain"]
         self.sessions = {name: Known() for name in NAMES}
         self.servers: list[Server] = []
         self.burst: Burst | None = None
         self.log: list[Exchange] = []
         self._engine = engine
         self._tasks = tasks
+        self._observer = observer
         self._e2b = client(engine)
         self._numbers = count(1)
         self._asked = anyio.Event()
-        self.alone = True  # no server but the first has been there
-        self._looked = time.monotonic()
-        self._running: set[str] = set()  # sandboxes, when we looked last
-        self._ran = Counter[str]()  # seconds for which each session's sandbox ran at least
+        self.alone = True  # no two servers have been there at once
+        self._seconds = Seconds()
+        self._checked = 0  # requests, until the last check
+        self._cut = False  # in this step a server or its caller went away
+        self._began = time.monotonic()
 
     def program(self, exchange: Exchange) -> Fault | None:
         self.log.append(exchange)
@@ -177,13 +269,29 @@ class World:
 
     async def start_server(self) -> None:
         self.alone &= not self.servers
-        server = Server(self._engine, self.program)
+        server = Server(self._engine, self.program, self.setup)
         await self._tasks.start(server.serve)
         self.servers.append(server)
 
+    @property
+    def most_servers(self) -> int:
+        return MOST_SERVERS if self.setup.max >= len(NAMES) else 1
+
     async def crash(self, server: Server) -> None:
+        self._cut = True
         self.servers.remove(server)
         await server.crash()
+        if not self.servers:
+            await self._pass_time()
+            await self.start_server()
+
+    async def _pass_time(self) -> None:
+        """As if nobody had used a sandbox for long enough that this can be seen."""
+        pool = Pool(self.setup)
+        left = int(pool.end_at(0) - pool.surely_unused) - 1
+        for item in (found := await self._found()).claimed + found.unclaimed:
+            if not item.paused:
+                await self._e2b.AsyncSandbox.set_timeout(item.sandbox_id, left)
 
     async def crash_in_call(self, server: Server, name: str, requests: int) -> None:
         """The server crashes when it has sent so many requests, or after the call."""
@@ -201,7 +309,7 @@ class World:
     async def call(self, server: Server, name: str, *, then: str = "", limit: float = 60) -> None:
         """Runs code that adds its number to the list of those that ran, and shows the list."""
         known = self.sessions[name]
-        number = next(self._numbers)
+        number, began = next(self._numbers), time.time()
         known.maybe.add(number)
         expected, losses, endings = set(known.done), known.losses, known.endings
         code = f"ran = globals().get('ran', []); ran.append({number})  # number {number}.\n{then}"
@@ -215,14 +323,15 @@ class World:
             raise
         finally:
             if lease is not None and (lease.lost or lease.state in ("created", "recreated")):
-                known.tell_loss(server)
+                known.tell_loss(server, aged=self._may_be_old)
         if known.endings == endings:
             known.stale.discard(server)
         if run.status == "timeout":
             if KEPT not in run.note:
                 known.lost = True
-                known.tell_loss(server)
+                known.tell_loss(server, aged=False)
             return
+        await self._check_age(lease.sandbox_id, began)
         assert run.status == "ok", run
         ran = ast.literal_eval("".join(run.execution.logs.stdout))
         assert ran.count(number) == 1
@@ -232,6 +341,16 @@ class World:
             assert expected <= {*ran}, "state was lost in silence"
         known.knows.add(server)
         known.done |= {*ran}
+
+    @property
+    def _may_be_old(self) -> bool:
+        return 0 < self.setup.max_age < time.monotonic() - self._began + ROUNDED
+
+    async def _check_age(self, sandbox_id: str, began: float) -> None:
+        for _, item in await self._listed():
+            if self.setup.max_age and item.sandbox_id == sandbox_id:
+                age = item.age(datetime.fromtimestamp(began, UTC))
+                assert age <= self.setup.max_age + ROUNDED, "a sandbox is too old"
 
     async def failing(self, action: Callable[[], Awaitable[None]]) -> None:
         """May fail, if any request does meanwhile."""
@@ -245,6 +364,7 @@ class World:
 
     async def cancelled_call(self, server: Server, name: str, requests: int) -> None:
         """Its caller goes away when it has sent so many requests, if it is not over by then."""
+        self._cut = True
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._at_request, requests, tasks.cancel_scope.cancel)
             await self.failing(partial(self.call, server, name, then=BRIEFLY))
@@ -278,7 +398,9 @@ class World:
     async def end(self, server: Server, name: str) -> None:
         had = await self.listed(name)
         self._ending(name)
-        assert await server.manager.end_session(SessionKey(self.owner, name)) == bool(had)
+        ended = await server.manager.end_session(SessionKey(self.owner, name))
+        # An old one may be ended at the same time because it is old.
+        assert ended == bool(had) or self.setup.max_age
         assert await self.listed(name) == []
         self.sessions[name].done.clear()
 
@@ -291,12 +413,23 @@ class World:
 
     async def listed(self, name: str | None = None) -> list[tuple[str, str, str]]:
         """Session, id and state of the owner's sandboxes."""
-        pages = self._e2b.AsyncSandbox.list(query=SandboxQuery(metadata=owned_by(self.owner)))
-        found = []
-        while pages.has_next:
-            found += await pages.next_items()
-        every = [(item.metadata["session"], item.sandbox_id, item.state.value) for item in found]
-        return [item for item in every if name in (None, item[0])]
+        every = await self._listed()
+        return [
+            (session, item.sandbox_id, "paused" if item.paused else "running")
+            for session, item in every
+            if session and name in (None, session)
+        ]
+
+    async def _listed(self) -> list[tuple[str, Candidate]]:
+        """With the session of each; those that no session has are warm."""
+        found = await self._found()
+        assert not found.unknown
+        claimed = [(item.session, item) for item in found.claimed]
+        return [*claimed, *(("", item) for item in found.unclaimed)]
+
+    async def _found(self) -> Found:
+        listed = await self._observer._control.find(owned_by(self.owner))
+        return await self._observer._claims.resolve(listed)
 
     async def kill(self, name: str) -> None:
         for _, sandbox_id, _ in await self.listed(name):
@@ -316,12 +449,21 @@ class World:
     # What holds between two steps
 
     async def check(self) -> None:
-        listed = await self.listed()
-        self._count_seconds({sandbox: name for name, sandbox, s in listed if s == "running"})
-        names = [name for name, _, _ in listed]
+        listed = await self._listed()
+        self._seconds.count(
+            {item.sandbox_id: name for name, item in listed},
+            {item.sandbox_id for _, item in listed if not item.paused},
+            self.log[self._checked :],
+            cut=self._cut,
+            owner=self.owner,
+        )
+        names = [name for name, _ in listed if name]
         assert len(names) == len({*names}), "a session has two sandboxes"
-        if self.alone:  # several count each other's with a delay
-            assert [state for _, _, state in listed].count("running") <= MOST
+        running = [item for _, item in listed if not item.paused]
+        # Two servers count each other's with a delay; what a crashed one asked for may still come.
+        if self.alone and not self._cut:
+            assert len(running) <= self.setup.max, "too many sandboxes run"
+        self._checked, self._cut = len(self.log), False
         reached = [
             number
             for exchange in self.log
@@ -330,34 +472,38 @@ class World:
         ]
         assert len(reached) == len({*reached}), "code was sent to a sandbox twice"
 
-    def _count_seconds(self, running: dict[str, str]) -> None:
-        """What ran at both ends of a step ran during the step."""
-        since, self._looked = self._looked, time.monotonic()
-        for sandbox_id, name in running.items():
-            if sandbox_id in self._running:
-                self._ran[name] += self._looked - since
-        self._running = set(running)
-
     async def _check_spending(self, server: Server) -> None:
-        """At least what ran; a sandbox killed past all servers may count until one looks."""
         spent = (await server.manager.spending(self.owner)).sessions
+        found = {name: spent.get(name, Spent()).sandbox_seconds for name in ("", *NAMES)}
+        least, most = self._seconds.least, self._seconds.most
+        # A claim that a crash kept from the ledger is made up for by the next server.
+        assert sum(found.values()) >= least.total() - LATE, (found, least)
         for name in NAMES:
-            assert spent[name].sandbox_seconds >= self._ran[name] - LATE, f"spent by {name}"
+            assert self.setup.warm or found[name] >= least[name] - LATE, (name, found, least)
+            assert found[name] <= most[name] + LATE, (name, found, most)
 
     async def finish(self) -> None:
         """All servers crash; a new one finds every session, and can end it."""
         self.burst = None
         for server in list(self.servers):
             await self.crash(server)
-        await self.start_server()
+        await self.check()
         for name in NAMES:
             await self.call(self.servers[0], name)
         await self.check()
         for name in NAMES:
             await self.end(self.servers[0], name)
         assert await self.listed() == []
+        await self.check()
         await self._check_spending(self.servers[0])
-        await self.crash(self.servers[0])
+        await self.servers.pop().crash()
+        for _, warm in await self._listed():
+            await self._e2b.AsyncSandbox.kill(warm.sandbox_id)
+        DONE["sandboxes created"] += sum(
+            exchange.route == "create" and exchange.status == CREATED for exchange in self.log
+        )
+        DONE["requests"] += len(self.log)
+        DONE["requests that failed"] += sum(bool(exchange.fault) for exchange in self.log)
 
 
 BRIEFLY = "import time; time.sleep(0.2)"
@@ -372,6 +518,7 @@ class Histories(RuleBasedStateMachine):
 
     def __init__(self, portal: BlockingPortal, engine: EngineAddress) -> None:
         super().__init__()
+        DONE["histories"] += 1
         self._portal = portal
         self._engine = engine
         self._context = portal.wrap_async_context_manager(opened(engine))
@@ -383,21 +530,21 @@ class Histories(RuleBasedStateMachine):
         finally:
             self._context.__exit__(None, None, None)
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(setup=st.sampled_from(sorted(SETUPS)))
+    def start(self, setup: str) -> None:
+        DONE[f"histories {setup}"] += 1
+        self.world.setup = SETUPS[setup]
         self._do(self.world.start_server)
 
-    @precondition(lambda self: len(self.world.servers) < MOST_SERVERS)
+    @precondition(lambda self: len(self.world.servers) < self.world.most_servers)
     @rule()
     def start_server(self) -> None:
         self._do(self.world.start_server)
 
-    @precondition(lambda self: len(self.world.servers) > 1)
     @rule(index=indices)
     def crash(self, index: int) -> None:
         self._do(self.world.crash, self._server(index))
 
-    @precondition(lambda self: len(self.world.servers) > 1)
     @rule(index=indices, name=names, requests=few_requests)
     def crash_in_call(self, index: int, name: str, requests: int) -> None:
         self._do(self.world.crash_in_call, self._server(index), name, requests)
@@ -455,6 +602,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def check(self) -> None:
+        DONE["steps"] += 1
         self._do(self.world.check)
 
     def _server(self, index: int) -> Server:
@@ -474,24 +622,32 @@ class Histories(RuleBasedStateMachine):
 
 @asynccontextmanager
 async def opened(engine: EngineAddress) -> AsyncIterator[World]:
-    async with anyio.create_task_group() as tasks:
-        yield World(engine, tasks)
-        tasks.cancel_scope.cancel()
+    with TemporaryDirectory() as folder:
+        apart = Settings(engine=EngineSettings(state_dir=Path(folder)))  # with a ledger of its own
+        async with (
+            SandboxManager(apart, connect=Connector(engine)) as observer,
+            anyio.create_task_group() as tasks,
+        ):
+            yield World(engine, tasks, observer)
+            tasks.cancel_scope.cancel()
 
 
 @pytest.mark.timeout(rounds(few=120, many=7200))
 def test_whatever_happens_no_session_is_lost_and_no_sandbox_left(engine: EngineAddress) -> None:
-    with start_blocking_portal() as portal:
-        run_state_machine_as_test(
-            partial(Histories, portal, engine),
-            settings=settings(
-                max_examples=HISTORIES,
-                stateful_step_count=STEPS,
-                deadline=None,
-                database=None,
-                # A history takes seconds, so a failing one is told as it is.
-                phases=[Phase.generate],
-                suppress_health_check=list(HealthCheck),
-                print_blob=True,
-            ),
-        )
+    try:
+        with start_blocking_portal() as portal:
+            run_state_machine_as_test(
+                partial(Histories, portal, engine),
+                settings=settings(
+                    max_examples=HISTORIES,
+                    stateful_step_count=STEPS,
+                    deadline=None,
+                    database=None,
+                    # A history takes seconds, so a failing one is told as it is.
+                    phases=[Phase.generate],
+                    suppress_health_check=list(HealthCheck),
+                    print_blob=True,
+                ),
+            )
+    finally:
+        print(", ".join(f"{number} {what}" for what, number in DONE.items()))
