@@ -485,7 +485,7 @@ async def test_a_new_server_counts_what_its_predecessor_left_running(
 async def test_what_a_crashed_server_left_makes_room_once_nobody_can_be_using_it(
     engine: EngineAddress, e2b: E2B, key: SessionKey
 ) -> None:
-    few = limited(max=1, create_timeout=1)
+    few = limited(max=1, create_timeout=4)
     async with (
         SandboxManager(few, connect=Connector(engine)) as crashed,
         crashed.lease(key) as lease,
@@ -506,10 +506,33 @@ async def test_what_a_crashed_server_left_makes_room_once_nobody_can_be_using_it
             assert (lease.state, await text(lease, "x")) == ("resumed", "42")
 
 
+async def test_a_warm_sandbox_that_a_crashed_server_left_counts_and_is_the_first_to_go(
+    engine: EngineAddress, e2b: E2B, key: SessionKey
+) -> None:
+    two = limited(max=2, warm=1)
+    async with SandboxManager(two, connect=Connector(engine)) as crashed:
+        async with crashed.lease(key):
+            pass
+        (warm_id,) = await warm_ones(e2b, key.owner, 1)
+        left = crashed._pool.end_at(0) - crashed._pool.surely_unused - 1
+
+    two = limited(max=2, create_timeout=4)
+    async with SandboxManager(two, connect=Connector(engine)) as manager:
+        other = SessionKey(key.owner, "other")
+        with pytest.raises(SandboxLimitError):
+            async with manager.lease(other):
+                pytest.fail("three run")
+        await e2b.AsyncSandbox.set_timeout(warm_id, int(left))
+        async with manager.lease(other) as lease:
+            assert lease.state == "created"
+        assert await warm_ones(e2b, key.owner, 0) == set()
+        assert {item.state for item in await manager.list_sessions(key.owner)} == {"running"}
+
+
 async def test_what_another_server_went_on_using_is_not_paused_by_old_knowledge(
     engine: EngineAddress, e2b: E2B, key: SessionKey
 ) -> None:
-    few = limited(max=1, create_timeout=1)
+    few = limited(max=1)
     async with (
         SandboxManager(few, connect=Connector(engine)) as using,
         SandboxManager(few, connect=Connector(engine)) as manager,

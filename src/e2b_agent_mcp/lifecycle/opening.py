@@ -122,11 +122,15 @@ class Opener:
     async def _find(self, session: Session, on_progress: Progress | None) -> SandboxState | None:
         """The sandbox that another process, or this one before it was restarted, made."""
         owner, asked_at = session.key.owner, self.clock()
-        listed = await self.find_all(owner)
+        listed = await self.claims.resolve(await self.control.find(owned_by(owner)))
+        others = [item for item in listed.unclaimed if not self.maker.made(item)]
         self.pool.observe(
-            owner, listed, asked_at=asked_at, now=self.clock(), today=datetime.now(UTC)
+            *(owner, listed.claimed + others),
+            asked_at=asked_at,
+            now=self.clock(),
+            today=datetime.now(UTC),
         )
-        found = choose(item for item in listed if item.key == session.key)
+        found = choose(item for item in listed.claimed if item.key == session.key)
         if found is None:
             return None
         if self.pool.is_too_old(found.age(datetime.now(UTC))):

@@ -20,7 +20,7 @@ from e2b_agent_mcp.errors import E2BAgentError, SandboxLimitError
 from e2b_agent_mcp.lifecycle.control import Control
 from e2b_agent_mcp.lifecycle.session import Session
 from e2b_agent_mcp.lifecycle.warm import WarmPool
-from e2b_agent_mcp.pool import Candidate, Pool, SessionKey, Shortage
+from e2b_agent_mcp.pool import WARM, Candidate, Pool, SessionKey, Shortage
 from e2b_agent_mcp.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class Places:
         if idlest is None:
             return False
         if sandbox_id := self._pool.left(idlest, self._clock()):
-            await self._pause_left(idlest, sandbox_id)
+            await self._stop_left(idlest, sandbox_id)
         else:
             await self._pause(self._sessions[idlest])
         return True
@@ -142,14 +142,15 @@ class Places:
         finally:
             session.turn.release()
 
-    async def _pause_left(self, key: SessionKey, sandbox_id: str) -> None:
-        """What is known of it may be old, so E2B is asked first."""
+    async def _stop_left(self, key: SessionKey, sandbox_id: str) -> None:
+        """What is known of it may be old, so E2B is asked first. A warm one keeps no state."""
+        stop = self._control.kill if key.name.startswith(WARM) else self._control.pause
         session = self._sessions.get(key)
         async with session.turn if session is not None else anyio.Lock():
             try:
                 self._look(key, await self._control.inspect(sandbox_id))
                 if self._pool.left(key, self._clock()) == sandbox_id:
-                    await self._control.pause(sandbox_id)
+                    await stop(sandbox_id)
                     self._look(key, None)
             except E2BAgentError as exc:
                 logger.warning("not paused sandbox=%s: %s", sandbox_id, exc.message)

@@ -6,6 +6,7 @@ what was lost.
 
 from e2b_agent_mcp.pool.registry import (
     DUPLICATE_GRACE,
+    WARM,
     Candidate,
     Maker,
     SandboxState,
@@ -46,6 +47,7 @@ __all__ = [
     "EXPLAIN_RESTARTED_ELSEWHERE",
     "EXPLAIN_STUCK",
     "FORGET_AFTER",
+    "WARM",
     "Candidate",
     "Maker",
     "Pool",

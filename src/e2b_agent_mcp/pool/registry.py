@@ -17,6 +17,8 @@ SandboxState = Literal["created", "reused", "resumed", "recreated"]
 LONGEST_NAME = 200  # characters of a session's name
 DUPLICATE_GRACE = 600.0  # seconds; creators that race have agreed long before
 
+WARM = "\n"
+
 _TAG = "e2b_agent_mcp"
 _SECRET_NAME = re.compile(r"s-[0-9a-f]{32}")  # 128 bits
 
@@ -62,6 +64,9 @@ class Maker:
 
     instance: str
     server: str
+
+    def made(self, item: "Candidate") -> bool:
+        return item.metadata.get("instance", "").startswith(self.instance)
 
 
 def new_metadata(
@@ -109,6 +114,12 @@ class Candidate:
     @property
     def session(self) -> str:
         return self.metadata.get("session", "")
+
+    @property
+    def place(self) -> SessionKey:
+        """Whose place it takes among those that run: its session's; a warm one that no session has
+        takes its own, under a name that no session can have."""
+        return self.key if self.session else SessionKey(self.key.owner, WARM + self.sandbox_id)
 
     @property
     def is_warm(self) -> bool:

@@ -92,7 +92,7 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Elsewhere:
-    """A session's sandbox that runs and that we do not hold, as E2B told of it; by our clock."""
+    """A sandbox that runs and that we do not hold, as E2B told of it; by our clock."""
 
     sandbox_id: str
     end_at: float
@@ -160,8 +160,9 @@ class Pool:
         now: float,
         today: datetime,
     ) -> None:
-        """Takes in what E2B lists of an owner: what runs elsewhere, what no longer runs here."""
-        running = {item.key: self._seen(item, now, today) for item in found if not item.paused}
+        """Takes in what E2B lists of an owner, without the warm ones of this process: what runs
+        elsewhere, what no longer runs here."""
+        running = {item.place: self._seen(item, now, today) for item in found if not item.paused}
         for key, slot in self._slots.items():
             if key.owner == owner and slot.held_at < asked_at and key not in running:
                 slot.pause(now)
