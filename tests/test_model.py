@@ -397,8 +397,9 @@ class World:
         )
         names = [name for name, _ in listed if name]
         assert len(names) == len({*names}), "a session has two sandboxes"
-        running = [item for _, item in listed if not item.paused]
-        # Two servers count each other's with a delay; what a crashed one asked for may still come.
+        # Two servers count each other's with a delay; what a crashed one asked for may still come,
+        # a warm one of its even later.
+        running = [item for name, item in listed if name and not item.paused]
         if self.alone and not self._cut:
             assert len(running) <= self.setup.max, "too many sandboxes run"
         self._checked, self._cut = len(self.log), False
