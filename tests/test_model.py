@@ -332,12 +332,13 @@ class World:
     async def end(self, server: Server, name: str) -> None:
         had = await self.listed(name)
         self._ending(name)
+        # The server forgets it, even if it fails to end it: what comes then is new to it.
+        self.sessions[name].knows.discard(server)
         ended = await server.manager.end_session(SessionKey(self.owner, name))
         # An old one may be ended at the same time because it is old.
         assert ended == bool(had) or self.setup.max_age
         assert await self.listed(name) == []
         self.sessions[name].done.clear()
-        self.sessions[name].knows.discard(server)  # what comes then is new to it
 
     async def list_sessions(self, server: Server) -> None:
         listed = await server.manager.list_sessions(self.owner)
