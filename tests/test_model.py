@@ -184,6 +184,7 @@ class World:
         self._seconds = Seconds()
         self._checked = 0  # requests, until the last check
         self._cut = False  # in this step a server or its caller went away
+        self._settling = False  # since then, too many may run
         self._began = time.monotonic()
 
     def program(self, exchange: Exchange) -> Fault | None:
@@ -403,8 +404,11 @@ class World:
         # Two servers count each other's with a delay; what a crashed one asked for may still come,
         # a warm one of its even later.
         running = [item for name, item in listed if name and not item.paused]
-        if self.alone and not self._cut:
+        self._settling |= self._cut
+        if self.alone and not self._settling:
             assert len(running) <= self.setup.max, "too many sandboxes run"
+        if not self._cut and len(running) <= self.setup.max:
+            self._settling = False
         self._checked, self._cut = len(self.log), False
         reached = [
             number
