@@ -25,7 +25,7 @@ from e2b import SandboxInfo, SandboxQuery
 from conftest import client
 from e2b_agent_mcp.engine import EngineAddress
 from e2b_agent_mcp.pool import Pool, owned_by
-from e2b_agent_mcp.settings import SandboxSettings
+from e2b_agent_mcp.settings import SandboxSettings, Settings
 from faults import Exchange, Fault, FaultProxy, Gate, Route, no_faults
 from rounds import rounds
 from test_stdio import COMMAND, environment
@@ -149,14 +149,15 @@ class Lane:
     """One owner, whose servers follow each other."""
 
     def __init__(self, engine: EngineAddress, proxy: FaultProxy) -> None:
-        self.owner = uuid.uuid4().hex
+        user = uuid.uuid4().hex
+        self.owner = Settings(owner=user).local_owner
         self._proxy = proxy
         self._e2b = client(engine)
         self._number = 0
         self._sessions = [Session("0")]
         self._env = {
             **environment(proxy.address.api_url, engine.api_key),
-            "E2B_AGENT_MCP_OWNER": self.owner,
+            "E2B_AGENT_MCP_OWNER": user,
             "E2B_AGENT_MCP_SANDBOXES_IDLE_AFTER": str(LIFE),
         }
 
@@ -195,6 +196,7 @@ class Lane:
         assert len(ran) == len({*ran})
         session.done = {*ran}
         session.may_have_ended = False
+        assert answer["sandbox_id"] in {item.sandbox_id for item in await self.sandboxes()}
 
     async def _die(self, server: Server, stage: Stage) -> None:
         session = self._sessions[-1]
