@@ -7,21 +7,14 @@ from pathlib import Path
 
 import anyio
 import pytest
-from anyio import to_thread
 
 from e2b_agent_mcp.agent.choice import choose, keys
-from e2b_agent_mcp.agent.libraries import load
 from e2b_agent_mcp.agent.llm import Llm, Request
 from e2b_agent_mcp.errors import ModelError
 from e2b_agent_mcp.settings import AgentSettings
 from scripted_llm import KEY, MODEL, Reply, ScriptedLLM
 
 REQUEST = Request(messages=[{"role": "user", "content": "Hello?"}], stop=["END"])
-
-
-@pytest.fixture(scope="session")
-async def libraries() -> None:
-    await to_thread.run_sync(load)
 
 
 class Asker:
@@ -45,7 +38,7 @@ class Asker:
         self.retries.append((error.code, delay, model))
 
 
-pytestmark = pytest.mark.usefixtures("libraries")
+pytestmark = pytest.mark.usefixtures("agent_libraries")
 
 
 async def test_a_reply_is_streamed_and_counted(llm: ScriptedLLM) -> None:
@@ -219,10 +212,10 @@ async def test_a_known_model_has_a_price_and_cached_tokens_cost_less(llm: Script
 
 LOADED_QUIETLY = """
 import os, sys
+from e2b_agent_mcp.agent.libraries import load
 asked = []
 network = {"socket.connect", "socket.getaddrinfo"}
 sys.addaudithook(lambda event, _: asked.append(event) if event in network else None)
-from e2b_agent_mcp.agent.libraries import load
 before = dict(os.environ)
 load()
 assert dict(os.environ) == before

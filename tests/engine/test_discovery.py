@@ -174,6 +174,9 @@ async def test_programs_go_on_with_the_files_of_an_engine_that_was_killed(
     assert execution.error.name == "NameError"
     assert execution.execution_count == 1
     assert (await running.get_info()).end_at < end_at
+    with anyio.fail_after(5):
+        while await ended.is_running():
+            pass
     with pytest.raises(SandboxNotFoundException):
         await ended.get_info()
     for sandbox in (running, paused):
