@@ -8,26 +8,20 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
+from conftest import Connector
 from e2b_agent_mcp.engine import EngineAddress
-from e2b_agent_mcp.lifecycle import E2BParams, Progress, SandboxManager
+from e2b_agent_mcp.lifecycle import SandboxManager
 from e2b_agent_mcp.lifecycle.transitions import Transition, write_log
 from e2b_agent_mcp.pool import SessionKey
-from e2b_agent_mcp.settings import SandboxSettings, Secret, Settings
+from e2b_agent_mcp.settings import SandboxSettings, Settings
 
 LOGGER = "e2b_agent_mcp.lifecycle.transitions"
 
 
 @pytest.fixture
 async def manager(engine: EngineAddress) -> AsyncIterator[SandboxManager]:
-    async def connect(*, on_progress: Progress | None) -> E2BParams:
-        return E2BParams(
-            api_key=Secret(engine.api_key),
-            api_url=engine.api_url,
-            sandbox_url=engine.sandbox_url,
-        )
-
     settings = Settings(sandboxes=SandboxSettings(idle_after=120))
-    async with SandboxManager(settings, connect=connect) as manager:
+    async with SandboxManager(settings, connect=Connector(engine)) as manager:
         yield manager
 
 

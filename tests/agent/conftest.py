@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from conftest import Connector
 from e2b_agent_mcp.agent import AgentEvent, AgentRunner
-from e2b_agent_mcp.lifecycle import E2BParams, Lease, Progress, SandboxManager
+from e2b_agent_mcp.lifecycle import Lease, SandboxManager
 from e2b_agent_mcp.pool import SessionKey
-from e2b_agent_mcp.settings import SandboxSettings, Secret, Settings
+from e2b_agent_mcp.settings import SandboxSettings, Settings
 from scripted_llm import ScriptedLLM
 
 if TYPE_CHECKING:
@@ -27,15 +28,8 @@ def llm() -> Iterator[ScriptedLLM]:
 
 @pytest.fixture
 async def manager(engine: EngineAddress) -> AsyncIterator[SandboxManager]:
-    async def connect(*, on_progress: Progress | None) -> E2BParams:
-        return E2BParams(
-            api_key=Secret(engine.api_key),
-            api_url=engine.api_url,
-            sandbox_url=engine.sandbox_url,
-        )
-
     settings = Settings(sandboxes=SandboxSettings(idle_after=120))
-    async with SandboxManager(settings, connect=connect) as manager:
+    async with SandboxManager(settings, connect=Connector(engine)) as manager:
         yield manager
 
 
