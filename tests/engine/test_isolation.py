@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from e2b_agent_mcp.engine.index import PackageIndex
+    from e2b_agent_mcp.engine.isolation import Box
 
 # ---------------------------------------------------------------- what a box has
 
@@ -488,7 +489,7 @@ async def test_a_process_that_waits_for_its_vfork_stands_still(boxes: Boxes) -> 
         await said(box, "in between")
         with anyio.fail_after(2):
             await box.freeze()
-        states = sorted(_state(pid) for pid in pids_of(box))
+        states = sorted(_states(box).values())
 
     extra = ["T", "T"] if boxes.are_forked else []
     assert states == ["D", "S", "T", *extra]
@@ -516,19 +517,20 @@ async def test_what_the_sandbox_stopped_itself_stays_stopped(boxes: Boxes) -> No
     """
     async with boxes.open(code) as box:
         await said(box, "stopped")
-        states = {pid: _state(pid) for pid in pids_of(box)}
+        extra = ["S", "S"] if boxes.are_forked else []
+        with anyio.fail_after(10):
+            while sorted((states := _states(box)).values()) != [*extra, "S", "S", "T"]:
+                await anyio.sleep(0.01)
         await box.freeze()
         box.thaw()
         with anyio.fail_after(10):
-            while {pid: _state(pid) for pid in pids_of(box)} != states:
+            while _states(box) != states:
                 await anyio.sleep(0.01)
 
-    extra = ["S", "S"] if boxes.are_forked else []
-    assert sorted(states.values()) == [*extra, "S", "S", "T"]
 
-
-def _state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+def _states(box: Box) -> dict[int, str]:
+    stats = {pid: Path(f"/proc/{pid}/stat").read_text() for pid in pids_of(box)}
+    return {pid: stat.rpartition(")")[2].split()[0] for pid, stat in stats.items()}
 
 
 async def test_usage_counts_the_whole_box(boxes: Boxes) -> None:
