@@ -1,8 +1,6 @@
 """Makes, pauses, resumes and ends sandboxes; the only writer of their records.
 
 Rules:
-- One task owns one box, from launch to the last file removed. Whatever ends the box (a kill,
-  its deadline, its own death, the engine's end) ends that task, and the task cleans up.
 - A sandbox is in the records from the moment it answers until its kill begins, never before
   or after. An unknown id, an ended sandbox and a dead box look the same from outside.
 - The end of an engine in good order is the deadline of all its sandboxes: those that would be
@@ -12,11 +10,8 @@ Rules:
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import socket
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Thread
 from typing import TYPE_CHECKING, Self
@@ -26,11 +21,10 @@ import anyio.to_thread
 
 from .clock import Clock, SystemClock
 from .connection import GuestGone, exchange
-from .egress import EgressProxy, HostNetwork, NetworkPolicy
+from .egress import HostNetwork, NetworkPolicy
 from .errors import (
     Busy,
     Conflict,
-    EngineError,
     KeyReused,
     LaunchError,
     LaunchRefused,
@@ -38,10 +32,9 @@ from .errors import (
     TooManySandboxes,
 )
 from .history import SAMPLE_INTERVAL, History
-from .homes import make_home, remove_tree, wipe_leftovers
+from .homes import remove_tree, wipe_leftovers
 from .index import find_file_hosts
-from .isolation import Box, BoxSpec, Limits
-from .options import make_folder
+from .machines import Machines, shielded
 from .records import RecordFolder, from_record, to_record
 from .sandbox import (
     TEMPLATES,
@@ -55,27 +48,22 @@ from .sandbox import (
 )
 from .snapshots import Snapshot, Snapshots
 from .spares import Spares
-from .ward import INTERVAL, Verdict, Ward
+from .ward import INTERVAL, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator
-    from pathlib import Path
 
-    from anyio.abc import TaskGroup, TaskStatus
+    from anyio.abc import TaskGroup
 
     from .host import Host
-    from .isolation import Zygotes
+    from .isolation import Box, Zygotes
     from .options import EngineOptions
 
 logger = logging.getLogger(__name__)
 
 HEALTH_TIMEOUT = 5.0  # seconds for a guest to answer before a pause; usually 1 ms
-LAUNCH_TIMEOUT = 60.0  # seconds from launch to a guest that answers
 SPARE_TIMEOUT = 5.0  # seconds for the guest of a spare, which answered before, to answer again
-CLEANUP_TIMEOUT = 30.0  # seconds for a box to die and its home to go
 AUTO_RESUME_TIMEOUT = 300.0  # seconds at least that traffic buys a paused sandbox, as on E2B
-GUEST_LOG_TAIL = 2000  # characters
-LISTEN_BACKLOG = 1024
 EPITAPHS = 1000  # sandboxes of which is remembered for which limit they were killed
 
 # As most are asked for: its kernel has the variables that it will need.
@@ -105,16 +93,12 @@ class Orchestrator:
         self.options = options
         self.clock: Clock = clock or SystemClock()
         self._host = host
-        self._limits = Limits(
-            memory_mb=options.memory_mb,
-            cpu_count=options.cpu_count,
-            disk_mb=options.disk_mb,
-            max_files=options.max_files,
-            max_processes=options.max_processes,
-        )
         self._zygotes = zygotes
         self._endpoints = set(host.package_index.endpoints())
-        self._network = HostNetwork(options.ceiling, self._endpoints, host.upstream)
+        network = HostNetwork(options.ceiling, self._endpoints, host.upstream)
+        self._machines = Machines(
+            options, host, network, zygotes, watch=self._watch, ended=self._after_box
+        )
         self._spares = Spares(options.spares, self._boot_spare)
         self._sandboxes: dict[str, Sandbox] = {}
         self._records = RecordFolder(options.records_dir)
@@ -125,13 +109,17 @@ class Orchestrator:
         self._starting = 0
         self._deadlines_changed = anyio.Event()
         self._tasks: TaskGroup
+        self._owned: AsyncExitStack
         self.last_change = self.clock.now()
 
     async def __aenter__(self) -> Self:
         self._restore()
         self.snapshots.restore()
         wipe_leftovers(self.options, self._sandboxes)
-        self._tasks = await anyio.create_task_group().__aenter__()
+        async with AsyncExitStack() as on_error:
+            await on_error.enter_async_context(self._machines)
+            self._tasks = await on_error.enter_async_context(anyio.create_task_group())
+            self._owned = on_error.pop_all()
         self._tasks.start_soon(self._reap)
         self._look_for_endpoints()
         self._tasks.start_soon(self._keep_history)
@@ -143,7 +131,7 @@ class Orchestrator:
         for sandbox in tuple(self._sandboxes.values()):
             self._part_with(sandbox)
         self._tasks.cancel_scope.cancel()
-        await self._tasks.__aexit__(None, None, None)
+        await self._owned.aclose()
 
     def _restore(self) -> None:
         """The sandboxes of an earlier engine, of which only files are left."""
@@ -264,7 +252,7 @@ class Orchestrator:
         if spec.snapshot is not None:
             sandbox = self._new_record(spec)
             await self._fill_home(sandbox, spec.snapshot)
-            await self._start(sandbox)
+            await self._machines.start(sandbox)
             return sandbox
         while (spare := self._spares.take()) is not None:
             try:
@@ -274,7 +262,7 @@ class Orchestrator:
             else:
                 return spare
         sandbox = self._new_record(spec)
-        await self._start(sandbox)
+        await self._machines.start(sandbox)
         return sandbox
 
     async def _fill_home(self, sandbox: Sandbox, snapshot_id: str) -> None:
@@ -289,15 +277,15 @@ class Orchestrator:
         spare.machine.egress.policy = spec.network
         try:
             with anyio.fail_after(SPARE_TIMEOUT):
-                await self._greet(spare, spare.machine.box)
+                await self._machines.greet(spare, spare.machine.box)
         except BaseException:
-            with _shielded():
-                await self._stop(spare)
+            with shielded():
+                await self._machines.stop(spare)
             raise
 
     async def _boot_spare(self) -> Sandbox:
         sandbox = self._new_record(_SPARE)
-        await self._start(sandbox)
+        await self._machines.start(sandbox)
         return sandbox
 
     def _new_record(self, spec: SandboxSpec) -> Sandbox:
@@ -331,7 +319,7 @@ class Orchestrator:
 
     async def _kill(self, sandbox: Sandbox) -> None:
         self._forget(sandbox)
-        await self._stop(sandbox)
+        await self._machines.stop(sandbox)
         await self._remove_home(sandbox)
         logger.info("killed %s", sandbox.id)
 
@@ -361,7 +349,7 @@ class Orchestrator:
         if mode is PauseMode.FULL:
             await self._freeze(sandbox, sandbox.machine.box)
         else:
-            await self._stop(sandbox)
+            await self._machines.stop(sandbox)
         sandbox.end_at = min(sandbox.end_at, self.clock.now())
         self._record(sandbox)
         self._touch()
@@ -422,10 +410,10 @@ class Orchestrator:
     async def _resume(self, sandbox: Sandbox, *, restore_memory: bool) -> None:
         if not restore_memory:
             sandbox.pause_mode = PauseMode.FILESYSTEM
-            await self._stop(sandbox)
+            await self._machines.stop(sandbox)
         if sandbox.machine is None:
             with self._place():
-                await self._start(sandbox)
+                await self._machines.start(sandbox)
         else:
             sandbox.machine.box.thaw()
         sandbox.state, sandbox.pause_mode = State.RUNNING, None
@@ -506,7 +494,7 @@ class Orchestrator:
             # The deadline must hold, also for a sandbox that cannot be paused.
             logger.exception("could not end %s at its deadline", sandbox.id)
             self._forget(sandbox)
-            await self._stop(sandbox)
+            await self._machines.stop(sandbox)
 
     # Limits
 
@@ -537,46 +525,6 @@ class Orchestrator:
             del self._killed_for[next(iter(self._killed_for))]
         self._killed_for[sandbox.id] = reason
 
-    # Boxes
-
-    async def _start(self, sandbox: Sandbox) -> None:
-        """A box for this sandbox that answers; on failure nothing of it is left but the home."""
-        try:
-            with anyio.fail_after(LAUNCH_TIMEOUT):
-                await self._tasks.start(self._own_box, sandbox)
-        except (LaunchError, EngineError, GuestGone, OSError, TimeoutError) as exc:
-            logger.error("launching %s failed: %r", sandbox.id, exc)
-            raise LaunchRefused(f"The sandbox could not be started: {_reason(exc)}") from exc
-
-    async def _own_box(
-        self, sandbox: Sandbox, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
-    ) -> None:
-        answered, stopped = False, anyio.Event()
-        oom_kills = 0
-        try:
-            async with self._machine(sandbox, stopped) as machine:
-                await self._greet(sandbox, machine.box)
-                machine.egress.policy = sandbox.network  # it may have changed meanwhile
-                sandbox.machine, answered = machine, True
-                task_status.started()
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._watch, sandbox, machine)
-                    status = await machine.box.wait()
-                    tasks.cancel_scope.cancel()
-                logger.info("box of %s ended (%s)", sandbox.id, status)
-            oom_kills = machine.box.oom_kills
-        except Exception:
-            # After the start nobody waits for this task: its failure must not end the engine.
-            if not answered:
-                raise
-            logger.exception("could not clean up after the box of %s", sandbox.id)
-        finally:
-            sandbox.machine = None
-            sandbox.drop_exchanges()
-            with _shielded():
-                await self._after_box(sandbox, answered, oom_kills)
-            stopped.set()
-
     async def _after_box(self, sandbox: Sandbox, answered: bool, oom_kills: int) -> None:
         """What a box leaves: a home to keep (paused without memory, or a refused resume)."""
         if sandbox.pause_mode is PauseMode.FILESYSTEM and sandbox.id in self._sandboxes:
@@ -591,95 +539,5 @@ class Orchestrator:
             self._forget(sandbox)
         await self._remove_home(sandbox)
 
-    @asynccontextmanager
-    async def _machine(self, sandbox: Sandbox, stopped: anyio.Event) -> AsyncIterator[Machine]:
-        egress_dir = self.options.engine_dir / f"{socket_name(sandbox.id)}.net"
-        with _folder(egress_dir), _listener(sandbox.socket_path) as listener:
-            proxy = EgressProxy(egress_dir / "proxy.sock", sandbox.network, self._network)
-            async with proxy as egress:
-                box = await self._launch(sandbox, listener, egress_dir)
-                try:
-                    ward = Ward(box, sandbox.home, self._limits, self._host.isolation.launcher)
-                    yield Machine(box, egress, ward, stopped)
-                finally:
-                    with _shielded():
-                        box.kill()
-                        await box.aclose()
-
-    async def _launch(self, sandbox: Sandbox, listener: socket.socket, egress_dir: Path) -> Box:
-        if not sandbox.home.exists():
-            make_home(sandbox.home, self._host.isolation.owner)
-        launcher = self._zygotes or self._host.isolation
-        try:
-            return await launcher.launch(
-                BoxSpec(
-                    sandbox_id=sandbox.id,
-                    home=sandbox.home,
-                    listener=listener,
-                    template=self._host.template,
-                    egress_dir=egress_dir,
-                    limits=self._limits,
-                    env=sandbox.identity,
-                )
-            )
-        finally:
-            # Only the guest may hold the listener: when it dies, connections fail at once.
-            listener.close()
-
-    async def _greet(self, sandbox: Sandbox, box: Box) -> None:
-        """Tells the guest what it needs; a guest that answers serves."""
-        # The identity again: a spare was launched before it was known what it would be.
-        told = {"envVars": sandbox.identity | dict(sandbox.spec.env_vars)}
-        body = json.dumps(told).encode()
-        try:
-            status, _ = await exchange(sandbox.socket_path, "POST", "/init", body=body)
-        except GuestGone as exc:
-            # Nothing of a user has run yet: the guest's own words are safe to log.
-            logger.error("the guest of %s wrote: %s", sandbox.id, box.log[-GUEST_LOG_TAIL:])
-            raise LaunchError("the guest ended before it answered") from exc
-        if status != 204:
-            raise LaunchError(f"the guest answered /init with {status}")
-
-    async def _stop(self, sandbox: Sandbox) -> None:
-        if (machine := sandbox.machine) is not None:
-            machine.box.kill()
-            with anyio.move_on_after(CLEANUP_TIMEOUT):
-                await machine.stopped.wait()
-
     async def _remove_home(self, sandbox: Sandbox) -> None:
         await anyio.to_thread.run_sync(remove_tree, sandbox.home)
-
-
-@contextmanager
-def _listener(path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(os.fspath(path))
-        try:
-            path.chmod(0o600)
-            listener.listen(LISTEN_BACKLOG)
-            yield listener
-        finally:
-            path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _folder(path: Path) -> Iterator[None]:
-    make_folder(path, 0o711)
-    try:
-        yield
-    finally:
-        remove_tree(path)
-
-
-@contextmanager
-def _shielded() -> Iterator[None]:
-    with anyio.CancelScope(shield=True, deadline=anyio.current_time() + CLEANUP_TIMEOUT) as scope:
-        yield
-    if scope.cancelled_caught:
-        logger.error("cleaning up after a box took longer than %s s", CLEANUP_TIMEOUT)
-
-
-def _reason(exc: BaseException) -> str:
-    if isinstance(exc, TimeoutError):
-        return f"it did not answer within {LAUNCH_TIMEOUT:.0f} s"
-    return str(exc) or type(exc).__name__

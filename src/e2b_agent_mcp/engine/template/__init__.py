@@ -102,36 +102,15 @@ async def ensure_template(
     on_progress: Progress = lambda message: None,
 ) -> Template:
     """A minute and some 750 MB at first use, milliseconds later. `environ` is for uv."""
-    python = locate(isolation.owner)
-    digest = _digest(python)
-    root = cache_dir / "templates" / digest
-    guest = await anyio.to_thread.run_sync(
-        put_folder, _guest_folder(cache_dir), _copy_guest, _compile_guest
-    )
-    etc = await anyio.to_thread.run_sync(prepare_etc, cache_dir, index)
-
-    def template(at: Path) -> Template:
-        return Template(
-            digest=digest,
-            root=at,
-            binds=(
-                *etc_binds(etc),
-                *python.binds(at),
-                *_own_binds(at, guest),
-                *_index_binds(index, isolation),
-            ),
-            environment=_environment(index, etc),
-            command=(python.executable, "-I", "-S", f"{ROOT}/boot.py"),
-            folders=(at, guest, etc),
-        )
-
+    shared = await _prepare(cache_dir, isolation, index)
+    root = cache_dir / "templates" / _digest(shared.python)
     recipe = Recipe(
-        python=python,
+        python=shared.python,
         requirements={"lib": GUEST_REQUIREMENTS, "site": _kernel_requirements()},
         index=index,
         environ=environ,
         isolation=isolation,
-        template=template,
+        template=shared.template,
     )
     if not root.exists():
         async with sole_builder(root, on_progress) as report:
@@ -142,7 +121,43 @@ async def ensure_template(
             f"{root} cannot be read by uid {isolation.owner.uid}, as which sandboxes run. "
             "Choose a cache_dir that everybody may pass through."
         )
-    return template(root)
+    return shared.template(root)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shared:
+    """What a template shows beside its own packages: made at each start, for all templates."""
+
+    python: Interpreter
+    guest: Path
+    etc: Path
+    index: PackageIndex
+    isolation: Isolation
+
+    def template(self, root: Path) -> Template:
+        """The one whose packages are in `root`, finished or being built."""
+        return Template(
+            digest=_digest(self.python),
+            root=root,
+            binds=(
+                *etc_binds(self.etc),
+                *self.python.binds(root),
+                *_own_binds(root, self.guest),
+                *_index_binds(self.index, self.isolation),
+            ),
+            environment=_environment(self.index, self.etc),
+            command=(self.python.executable, "-I", "-S", f"{ROOT}/boot.py"),
+            folders=(root, self.guest, self.etc),
+        )
+
+
+async def _prepare(cache_dir: Path, isolation: Isolation, index: PackageIndex) -> _Shared:
+    guest = await anyio.to_thread.run_sync(
+        put_folder, _guest_folder(cache_dir), _copy_guest, _compile_guest
+    )
+    etc = await anyio.to_thread.run_sync(prepare_etc, cache_dir, index)
+    python = locate(isolation.owner)
+    return _Shared(python=python, guest=guest, etc=etc, index=index, isolation=isolation)
 
 
 def find_template(cache_dir: Path, isolation: Isolation) -> Path | None:
