@@ -9,16 +9,18 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+import httpx
 import pytest
 from e2b import SandboxException
 
 from boxes import gone
 from conftest import client, descendants, running_engine, temporary_options
-from e2b_agent_mcp.engine import EngineAddress
+from e2b_agent_mcp.engine import EngineAddress, ensure_ready, stop
 from e2b_agent_mcp.engine.errors import IsolationUnavailable
 from e2b_agent_mcp.engine.isolation import probe
 from rounds import rounds
@@ -154,6 +156,36 @@ async def test_a_memory_bomb_ends_its_sandbox_which_says_why(
             await anyio.sleep(0.05)  # the end of a sandbox has no event for others
     with pytest.raises(SandboxException, match="killed: memory limit 600 MiB"):
         await sandbox.files.list("/")
+
+
+@needs_runsc
+async def test_the_next_engine_has_the_files_of_a_paused_sandbox_and_says_that_no_memory_is_left(
+    fresh_options: EngineOptions,
+) -> None:
+    options = replace(fresh_options, isolation="gvisor")
+    try:
+        address = await ensure_ready(options)
+        sandbox = await client(address).AsyncSandbox.create(timeout=300)
+        await sandbox.run_code("kept = 41; open('f', 'w').write('kept')")
+        await sandbox.pause()
+        assert await pause_mode(address, sandbox) == "full"
+        await stop(options)
+
+        address = await ensure_ready(options)
+        assert await pause_mode(address, sandbox) == "filesystem"
+        again = await client(address).AsyncSandbox.connect(sandbox.sandbox_id)
+        run = await again.run_code("open('f').read(), 'kept' in globals()")
+        assert (run.text, run.execution_count) == ("('kept', False)", 1)
+    finally:
+        await stop(options)
+
+
+async def pause_mode(address: EngineAddress, sandbox: AsyncSandbox) -> object:
+    """The SDK reads the field and shows it nowhere."""
+    async with httpx.AsyncClient(base_url=address.api_url) as http:
+        headers = {"X-API-KEY": address.api_key}
+        answer = await http.get(f"/sandboxes/{sandbox.sandbox_id}", headers=headers)
+    return answer.json()["pauseMode"]
 
 
 @needs_runsc

@@ -7,8 +7,8 @@ Rules:
   itself first and follows no link, so the guest can offer nothing else of the host.
 - Other programs in a box (those that count or copy a home) use bubblewrap alone.
 
-No checkpoints: `runsc` cannot save a sandbox that holds sockets of the host, as these do. A pause
-keeps the memory by standing still.
+No checkpoints: `runsc` 20221219 saves no TCP socket that epoll watches, and every ipykernel has
+one; a save that fails ends the sandbox. A pause keeps the memory by standing still.
 """
 
 from __future__ import annotations
