@@ -16,12 +16,11 @@ run, `warm` what is made ahead, `sweeping` what is ended.
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from types import TracebackType
 from typing import Literal, Self
 
 import anyio
@@ -44,6 +43,7 @@ from e2b_agent_mcp.lifecycle.telemetry import Telemetry
 from e2b_agent_mcp.lifecycle.transitions import Transitions
 from e2b_agent_mcp.lifecycle.usage import Usage
 from e2b_agent_mcp.lifecycle.warm import WarmPool
+from e2b_agent_mcp.owned_tasks import owned_tasks
 from e2b_agent_mcp.pool import (
     EXPLAIN_REBOOTED,
     EXPLAIN_RESTARTED,
@@ -144,19 +144,12 @@ class SandboxManager:
 
     async def __aenter__(self) -> Self:
         self._stack.push_async_callback(self._accounts.aclose)
-        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        self._tasks = await self._stack.enter_async_context(owned_tasks())
         self._tasks.start_soon(self._accounts.keep_writing)
         self._tasks.start_soon(self._sweeper.sweep)
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
+    async def __aexit__(self, *exc_info: object) -> None:
         await self._stack.aclose()
         self._tasks = None
 
@@ -189,44 +182,62 @@ class SandboxManager:
         asked = time.monotonic()
         async with self._turn(session):
             verdict = await self._accounts.verdict(key.owner)
-            if verdict.refusal:
-                if use == "work":
-                    verdict.check()
-                lease = await self._open_to_read(session, verdict)
-            else:
-                lease = await self._open(session, on_progress)
-            lease.warning = verdict.warning
-            leased = time.monotonic()
-            self._transitions.tell(
-                "leased", lease.sandbox_id, key=key, outcome=lease.state, took=leased - asked
+            if use == "work":
+                verdict.check()
+            opened = (
+                self._to_read(session, verdict)
+                if verdict.refusal
+                else self._to_work(session, on_progress)
             )
-            self._sweeper.look_after(key.owner)
-            if not verdict.refusal:
-                self._warm.look_after(key.owner, self._running)
-            beating = anyio.CancelScope()
-            if not verdict.refusal:
-                self._running.start_soon(
-                    self._keeper.keep_alive, session, lambda: lease.sandbox_id, beating
-                )
-            answered = False
-            try:
-                yield lease
-                answered = True
-            finally:
-                if answered:
-                    session.untold = ""
-                elif session.slot.sandbox_id == lease.sandbox_id:
-                    session.untold = lease.lost
-                beating.cancel()
-                lease.close()
-                held = time.monotonic() - leased
-                self._transitions.tell("released", lease.sandbox_id, key=key, took=held)
-            if verdict.refusal:
-                return
-            if session.slot.sandbox_id and self._pool.must_extend(session.slot, self._clock()):
-                await self._keeper.try_to_extend(session, lease.sandbox_id)
+            async with opened as lease:
+                lease.warning = verdict.warning
+                with self._told(session, lease, asked):
+                    yield lease
+
+    @asynccontextmanager
+    async def _to_work(
+        self, session: Session, on_progress: Progress | None
+    ) -> AsyncIterator[Lease]:
+        """A lease whose sandbox lives on for as long as it lasts, and a whole life after it."""
+        lease = await self._open(session, on_progress)
+        self._warm.look_after(session.key.owner, self._running)
+        beating = anyio.CancelScope()
+        self._running.start_soon(
+            self._keeper.keep_alive, session, lambda: lease.sandbox_id, beating
+        )
+        try:
+            yield lease
+        finally:
+            beating.cancel()
+        if session.slot.sandbox_id and self._pool.must_extend(session.slot, self._clock()):
+            await self._keeper.try_to_extend(session, lease.sandbox_id)
         if self._pool.must_renew(session.slot, self._clock()):
             self._running.start_soon(self._keeper.renew_unused, session)
+
+    @asynccontextmanager
+    async def _to_read(self, session: Session, verdict: Verdict) -> AsyncIterator[Lease]:
+        yield await self._open_to_read(session, verdict)
+
+    @contextmanager
+    def _told(self, session: Session, lease: Lease, asked: float) -> Iterator[None]:
+        """Says when the lease began and ended; what was lost is told again after a call that was
+        not answered."""
+        tell, leased = self._transitions.tell, time.monotonic()
+        took = leased - asked
+        tell("leased", lease.sandbox_id, key=session.key, outcome=lease.state, took=took)
+        self._sweeper.look_after(session.key.owner)
+        answered = False
+        try:
+            yield
+            answered = True
+        finally:
+            if answered:
+                session.untold = ""
+            elif session.slot.sandbox_id == lease.sandbox_id:
+                session.untold = lease.lost
+            lease.close()
+            took = time.monotonic() - leased
+            tell("released", lease.sandbox_id, key=session.key, took=took)
 
     @asynccontextmanager
     async def _turn(self, session: Session) -> AsyncIterator[None]:

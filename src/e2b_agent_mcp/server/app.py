@@ -8,7 +8,6 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-import anyio
 from mcp.server import MCPServer
 from mcp.server.auth.provider import TokenVerifier
 from mcp.server.auth.settings import AuthSettings
@@ -21,6 +20,7 @@ from pydantic import AnyHttpUrl, AnyUrl, ValidationError
 from e2b_agent_mcp.connection import tasks_dir
 from e2b_agent_mcp.errors import E2BAgentError, InvalidArgumentError
 from e2b_agent_mcp.lifecycle import SandboxManager
+from e2b_agent_mcp.owned_tasks import owned_tasks
 from e2b_agent_mcp.rendering import failure, or_failure
 from e2b_agent_mcp.server.agent_tools import add_agent_tools
 from e2b_agent_mcp.server.arguments import explain
@@ -170,7 +170,6 @@ async def _lifespan(
             await stack.enter_async_context(calls.manager)
         await stack.enter_async_context(calls.tasks)
         await stack.enter_async_context(background)
-        tasks = await stack.enter_async_context(anyio.create_task_group())
+        tasks = await stack.enter_async_context(owned_tasks())
         tasks.start_soon(calls.prepare)
         yield
-        tasks.cancel_scope.cancel()

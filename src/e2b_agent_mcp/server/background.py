@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
@@ -22,6 +21,7 @@ from mcp.shared.exceptions import MCPError
 from mcp.types import INTERNAL_ERROR, ErrorData
 
 from e2b_agent_mcp.errors import NotFoundError
+from e2b_agent_mcp.owned_tasks import owned_tasks
 from e2b_agent_mcp.tasks import Questions
 
 if TYPE_CHECKING:
@@ -92,17 +92,10 @@ class BackgroundCalls:
         self._tasks: TaskGroup | None = None
 
     async def __aenter__(self) -> Self:
-        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        self._tasks = await self._stack.enter_async_context(owned_tasks())
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
+    async def __aexit__(self, *exc_info: object) -> None:
         await self._stack.aclose()
         self._tasks = None
 

@@ -25,7 +25,6 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import anyio
@@ -43,6 +42,7 @@ from e2b_agent_mcp.agent import (
 from e2b_agent_mcp.agent.choice import choose
 from e2b_agent_mcp.errors import E2BAgentError, InvalidArgumentError, NotFoundError
 from e2b_agent_mcp.lifecycle import FileInfo, Lease, SandboxManager
+from e2b_agent_mcp.owned_tasks import owned_tasks
 from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.settings import Settings
 from e2b_agent_mcp.tasks.live import (
@@ -94,22 +94,15 @@ class TaskRegistry:
         self._closing = self._watching = False
         # One thread at a time: the store's connection serves one caller.
         self._one = anyio.CapacityLimiter(1)
-        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        self._tasks = await self._stack.enter_async_context(owned_tasks())
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         self._closing = True
         with anyio.move_on_after(CLOSE_LIMIT, shield=True):
             for live in tuple(self._live.values()):
                 if live.is_ours:
                     await self._keep(live, replace(live.now(), status="interrupted"))
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
         await self._stack.aclose()
         self._tasks = None
         self._store.close()
