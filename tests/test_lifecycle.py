@@ -8,13 +8,13 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import anyio
 import pytest
-from e2b import SandboxQuery
+from e2b import SandboxQuery, SandboxState
 from e2b_code_interpreter import E2B
 
 import e2b_agent_mcp
@@ -227,6 +227,7 @@ async def test_a_server_that_could_not_look_for_another_looks_again(
         async with two.lease(key) as second:
             assert second.sandbox_id == first.sandbox_id
             assert await text(second, "x") == "42"
+        assert len(await one._control.find({"owner": key.owner})) == 1
 
 
 async def test_a_call_cancelled_while_creating_leaves_the_sandbox_to_the_next(
@@ -797,47 +798,62 @@ def short_runs() -> Iterator[EngineAddress]:
         yield address
 
 
-async def test_a_plans_longest_run_is_learnt_and_a_session_outlives_it(
-    short_runs: EngineAddress,
-) -> None:
-    key = SessionKey(uuid.uuid4().hex, "analysis")
-    passed = 0.0
+class MovedClock:
+    """The time, and what a test has let pass besides."""
+
+    passed = 0.0  # seconds
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.passed
+
+
+@dataclass
+class ShortRun:
+    """A session there, whose sandbox may run for an hour as far as its manager knows."""
+
+    manager: SandboxManager
+    clock: MovedClock
+    key: SessionKey
+
+    async def end_at(self) -> datetime:
+        (session,) = await self.manager.list_sessions(self.key.owner)
+        return session.end_at
+
+
+@pytest.fixture
+async def short_run(short_runs: EngineAddress) -> AsyncIterator[ShortRun]:
+    key, clock = SessionKey(uuid.uuid4().hex, "analysis"), MovedClock()
     async with SandboxManager(
-        limited(idle_after=3600),
-        connect=Connector(short_runs),
-        clock=lambda: time.monotonic() + passed,
+        limited(idle_after=3600), connect=Connector(short_runs), clock=clock
     ) as manager:
-        async with manager.lease(key) as first:
-            assert first.state == "created"
-            await text(first, "x = 42")
-        (before,) = await manager.list_sessions(key.owner)
-        assert before.end_at.timestamp() <= time.time() + 60
-        passed = 31
-        async with manager.lease(key) as second:
-            assert await text(second, "x") == "42"
-            assert (second.sandbox_id, second.lost) == (first.sandbox_id, "")
-        (after,) = await manager.list_sessions(key.owner)
-        assert after.end_at > before.end_at
+        yield ShortRun(manager, clock, key)
         await manager.end_session(key)
+
+
+async def test_a_plans_longest_run_is_learnt_and_a_session_outlives_it(
+    short_run: ShortRun,
+) -> None:
+    async with short_run.manager.lease(short_run.key) as first:
+        assert first.state == "created"
+        await text(first, "x = 42")
+    before = await short_run.end_at()
+    assert before.timestamp() <= time.time() + 60
+    short_run.clock.passed = 31
+    async with short_run.manager.lease(short_run.key) as second:
+        assert await text(second, "x") == "42"
+        assert (second.sandbox_id, second.lost) == (first.sandbox_id, "")
+    assert await short_run.end_at() > before
 
 
 async def test_a_run_that_nears_its_longest_in_a_lease_is_renewed_afterwards(
-    short_runs: EngineAddress,
+    short_run: ShortRun,
 ) -> None:
-    key = SessionKey(uuid.uuid4().hex, "analysis")
-    passed = 0.0
-    async with SandboxManager(
-        limited(idle_after=3600),
-        connect=Connector(short_runs),
-        clock=lambda: time.monotonic() + passed,
-    ) as manager:
-        async with manager.lease(key):
-            passed = 31
-        (before,) = await manager.list_sessions(key.owner)
-        with anyio.fail_after(60):
-            while (await manager.list_sessions(key.owner))[0].end_at <= before.end_at:
-                pass
-        await manager.end_session(key)
+    async with short_run.manager.lease(short_run.key):
+        short_run.clock.passed = 31
+    before = await short_run.end_at()
+    with anyio.fail_after(60):
+        while await short_run.end_at() <= before:
+            pass
 
 
 async def test_a_sandbox_beyond_its_age_is_replaced_between_two_calls(
@@ -1034,6 +1050,74 @@ async def test_a_warm_sandbox_makes_room_before_any_session_is_paused(
             assert lease.sandbox_id != warm
         assert [s.state for s in await manager.list_sessions(key.owner)] == ["running"] * 2
         assert await warm_ones(e2b, key.owner, 0) == set()
+
+
+async def running(e2b: E2B, owner: str) -> set[str]:
+    query = SandboxQuery(metadata=owned_by(owner), state=[SandboxState.RUNNING])
+    return {item.sandbox_id for item in await e2b.AsyncSandbox.list(query=query).next_items()}
+
+
+@pytest.mark.parametrize("why", ["it failed", "its caller went away"])
+async def test_a_warm_sandbox_that_was_not_claimed_is_ended_at_once(
+    engine: EngineAddress, key: SessionKey, e2b: E2B, why: str
+) -> None:
+    writing = Gate("after")
+    async with (
+        FaultProxy.serve(engine) as proxy,
+        SandboxManager(limited(max=2, warm=1), connect=Connector(proxy.address)) as manager,
+    ):
+        async with manager.lease(key):
+            pass
+        (warm,) = await warm_ones(e2b, key.owner, 1)
+        async with anyio.create_task_group() as tasks:
+            proxy.program = Script(files=[answer(500) if why == "it failed" else writing])
+            tasks.start_soon(use_once, manager, SessionKey(key.owner, "new"))
+            if why == "its caller went away":
+                await writing.reached.wait()
+                tasks.cancel_scope.cancel()
+        await manager.list_sessions(key.owner)
+        assert warm not in await running(e2b, key.owner)
+
+
+async def test_a_warm_sandbox_that_could_not_be_ended_keeps_its_place(
+    engine: EngineAddress, key: SessionKey, e2b: E2B
+) -> None:
+    new = SessionKey(key.owner, "new")
+    async with (
+        FaultProxy.serve(engine) as proxy,
+        SandboxManager(limited(max=2, warm=1), connect=Connector(proxy.address)) as manager,
+    ):
+        async with manager.lease(key):
+            pass
+        (warm,) = await warm_ones(e2b, key.owner, 1)
+        proxy.program = Always(answer(500), "files", "kill")
+        await use_once(manager, new)
+        listed = {s.name: s.state for s in await manager.list_sessions(key.owner)}
+        assert listed == {"analysis": "paused", "new": "running"}
+        assert len(await running(e2b, key.owner)) == 2
+    await e2b.AsyncSandbox.kill(warm)
+
+
+async def test_a_warm_sandbox_that_could_not_be_ended_leaves_making_room_to_a_session(
+    engine: EngineAddress, key: SessionKey, e2b: E2B
+) -> None:
+    secret = SessionKey(key.owner, f"s-{uuid.uuid4().hex}")  # never given a warm one
+    async with (
+        FaultProxy.serve(engine) as proxy,
+        SandboxManager(limited(max=2, warm=1), connect=Connector(proxy.address)) as manager,
+    ):
+        async with manager.lease(key):
+            pass
+        (warm,) = await warm_ones(e2b, key.owner, 1)
+        proxy.program = Always(answer(500), "kill")
+        await use_once(manager, secret)
+        assert len(await running(e2b, key.owner)) == 2
+    await e2b.AsyncSandbox.kill(warm)
+
+
+async def use_once(manager: SandboxManager, key: SessionKey) -> None:
+    async with manager.lease(key) as lease:
+        await text(lease, "1")
 
 
 # Clean-up

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 from anyio.abc import TaskGroup
@@ -38,6 +38,9 @@ from e2b_agent_mcp.pool import (
     expired,
     owned_by,
 )
+
+if TYPE_CHECKING:
+    from e2b_code_interpreter.code_interpreter_async import AsyncSandbox
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +95,7 @@ class Opener:
             # Left by a call that was cancelled; if it failed, this call makes its own.
             await creation.done.wait()
         sandbox_id = session.slot.sandbox_id
-        if not sandbox_id:
+        if not sandbox_id or session.slot.contested:
             return None
         if self.pool.is_too_old(self.clock() - session.slot.born_at):
             await self._end_aged(session, sandbox_id)
@@ -123,7 +126,7 @@ class Opener:
         """The sandbox that another process, or this one before it was restarted, made."""
         owner, asked_at = session.key.owner, self.clock()
         listed = await self.claims.resolve(await self.control.find(owned_by(owner)))
-        others = [item for item in listed.unclaimed if not self.maker.made(item)]
+        others = [item for item in listed.unclaimed if not self.warm.counts(item)]
         self.pool.observe(
             *(owner, listed.claimed + others),
             asked_at=asked_at,
@@ -131,6 +134,7 @@ class Opener:
             today=datetime.now(UTC),
         )
         found = choose(item for item in listed.claimed if item.key == session.key)
+        await self._decide(session, found)
         if found is None:
             return None
         if self.pool.is_too_old(found.age(datetime.now(UTC))):
@@ -140,6 +144,13 @@ class Opener:
         if session.slot.lost and not session.slot.created:
             session.slot.lost = EXPLAIN_REPLACED
         return await self._take(session, found, on_progress)
+
+    async def _decide(self, session: Session, found: Candidate | None) -> None:
+        """Gives up a sandbox that this process made, and that is not the session's in the end."""
+        slot, made = session.slot, session.slot.sandbox_id
+        if slot.contested and (found is None or found.sandbox_id != made):
+            await self.control.kill(made)
+            slot.lose(made, slot.lost)
 
     async def find_all(self, owner: str) -> list[Candidate]:
         """All sandboxes of an owner that are some session's."""
@@ -151,25 +162,30 @@ class Opener:
 
     async def _claim(self, session: Session) -> Literal["none", "claimed", "gave way"]:
         """Makes a warm sandbox the session's, if one is ready."""
-        key, slot = session.key, session.slot
-        handle = self.warm.take(key)
+        handle = self.warm.take(session.key)
         if handle is None:
             return "none"
-        generation = slot.generation + 1
+        outcome: Literal["none", "claimed", "gave way"] = "none"
         try:
-            await self.claims.write(handle, key, generation)
-            rivals = await self.find_session(key)
-            if any(item.sandbox_id != handle.sandbox_id for item in rivals):
-                await self.control.kill(handle.sandbox_id)
-                return "gave way"
+            outcome = await self._write_claim(session, handle)
         except E2BAgentError as exc:
-            # Unused, it ends by itself.
             logger.info("not claimed sandbox=%s: %s", handle.sandbox_id, exc.message)
-            return "none"
         finally:
-            slot.starting = False
+            if outcome != "claimed":
+                await self.warm.end(session.key.owner, handle)
+            session.slot.starting = False
+        return outcome
+
+    async def _write_claim(
+        self, session: Session, handle: "AsyncSandbox"
+    ) -> Literal["claimed", "gave way"]:
+        key, generation = session.key, session.slot.generation + 1
+        await self.claims.write(handle, key, generation)
+        rivals = await self.find_session(key)
+        if any(item.sandbox_id != handle.sandbox_id for item in rivals):
+            return "gave way"
         self.keeper.hold(session, handle, generation)
-        slot.created = True
+        session.slot.created = True
         self.transitions.tell("adopted", handle.sandbox_id, key=key)
         return "claimed"
 
@@ -238,12 +254,9 @@ class Opener:
         )
         self.keeper.hold(session, handle, generation)
         session.slot.created = True
-        try:
-            winner = choose(await self.find_session(session.key))
-        except BaseException:
-            # The next call looks again, or it would not hear of another server's.
-            session.slot.sandbox_id = ""
-            raise
+        session.slot.contested = True
+        winner = choose(await self.find_session(session.key))
+        session.slot.contested = False
         if winner is None or winner.sandbox_id == handle.sandbox_id:
             return
         if await self._open_handle(session, winner):

@@ -113,8 +113,11 @@ class Places:
 
     async def _make_room(self, key: SessionKey, shortage: Shortage) -> bool:
         """False when nothing that runs can be spared."""
-        if await self._warm.give_up(key.owner if shortage == "owner" else None):
-            return True
+        try:
+            if await self._warm.give_up(key.owner if shortage == "owner" else None):
+                return True
+        except E2BAgentError as exc:
+            logger.warning("a warm sandbox was not ended: %s", exc.message)
         if self._settings.at_limit == "refuse":
             raise self._pool.refusal(shortage)
         busy = {other for other, session in self._sessions.items() if session.turn.locked()}

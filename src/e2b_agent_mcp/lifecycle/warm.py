@@ -6,8 +6,12 @@ to E2B's timeout when the owner stops or this process ends. A session that needs
 for it a warm one is given up before any session is paused.
 
 What each belongs to while it waits is known to this process alone, so handing one out is a plain
-pop; `claims` makes it known to everybody else. A name that is itself a secret is never given a warm
-sandbox, as the claim would show it to the code there.
+pop; `claims` makes it known to everybody else. One that was handed out and not claimed is ended: it
+may carry a session's note. A name that is itself a secret is never given a warm sandbox, as the
+claim would show it to the code there.
+
+Each has its place among those that run from before it is asked for until it is ended, or its
+session's slot has that place; what could not be ended counts on, as one that runs elsewhere.
 """
 
 import itertools
@@ -23,8 +27,8 @@ from anyio.abc import TaskGroup
 
 from e2b_agent_mcp.errors import E2BAgentError
 from e2b_agent_mcp.lifecycle.claims import Claims
-from e2b_agent_mcp.lifecycle.control import Control
-from e2b_agent_mcp.pool import Maker, Pool, SessionKey, is_secret
+from e2b_agent_mcp.lifecycle.control import Control, bounded
+from e2b_agent_mcp.pool import Candidate, Maker, Pool, SessionKey, is_secret
 
 if TYPE_CHECKING:
     from e2b_code_interpreter.code_interpreter_async import AsyncSandbox
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETRY_PAUSE = 10.0  # seconds
+END_LIMIT = 2.0  # seconds
 
 
 @dataclass(eq=False)
@@ -63,6 +68,7 @@ class WarmPool:
         self._may_spend = may_spend
         self._shelves: dict[str, _Shelf] = {}
         self._numbers = itertools.count()
+        self._left: set[str] = set()  # those that could not be ended
 
     def look_after(self, owner: str, tasks: TaskGroup) -> None:
         """The owner uses sandboxes; a task keeps some ready from the first time on."""
@@ -86,17 +92,40 @@ class WarmPool:
             if self._control.serves(handle):
                 self._pool.slot(key).starting = True
                 return handle
+            self._left.add(handle.sandbox_id)
         return None
+
+    async def end(self, owner: str, handle: "AsyncSandbox") -> None:
+        """Ends one that was taken and not claimed, also when the call that took it went away."""
+        sandbox_id = handle.sandbox_id
+        try:
+            with anyio.CancelScope(shield=True):
+                await bounded(
+                    "ending a warm sandbox", END_LIMIT, lambda: self._control.kill(sandbox_id)
+                )
+        except E2BAgentError as exc:
+            logger.warning("not ended sandbox=%s: %s", sandbox_id, exc.message)
+            self._left.add(sandbox_id)
+            self._pool.leave(owner, sandbox_id, self._clock())
 
     async def give_up(self, owner: str | None) -> bool:
         """Ends one, of this owner if given, to make room; False when there is none."""
         for name, shelf in self._shelves.items():
             if shelf.ready and owner in (None, name):
                 handle = shelf.ready.popleft()
+                try:
+                    await self._control.kill(handle.sandbox_id)
+                except BaseException:
+                    # If it has ended all the same, whoever takes it finds that out.
+                    shelf.ready.append(handle)
+                    raise
                 self._forget(name, handle)
-                await self._control.kill(handle.sandbox_id)
                 return True
         return False
+
+    def counts(self, item: Candidate) -> bool:
+        """Whether one that no session has is counted here, and not among those elsewhere."""
+        return self._maker.made(item) and item.sandbox_id not in self._left
 
     async def _keep(self, owner: str, shelf: _Shelf) -> None:
         while True:

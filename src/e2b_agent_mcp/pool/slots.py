@@ -21,7 +21,7 @@ from datetime import datetime
 from typing import Literal
 
 from e2b_agent_mcp.errors import SandboxLimitError
-from e2b_agent_mcp.pool.registry import Candidate, SessionKey
+from e2b_agent_mcp.pool.registry import WARM, Candidate, SessionKey
 from e2b_agent_mcp.pool.terms import SLACK, UNCHECKED_RUN, Terms
 from e2b_agent_mcp.settings import SandboxSettings
 
@@ -45,6 +45,7 @@ class Slot:
     born_at: float = math.inf  # when it was created
     starting: bool = False  # being created or resumed: it has its place among those that run
     created: bool = False  # created, and no lease has told its caller yet
+    contested: bool = False  # another server may have made one too: E2B's list decides
     doubted: bool = False  # a call failed since E2B last answered for the sandbox
     lost: str = ""  # what the next lease tells its caller
 
@@ -63,6 +64,7 @@ class Slot:
         self.held_at = self.used_at = now
         self.running_since = now - ran
         self.born_at = now - age
+        self.contested = False
         self.extend(end_at)
 
     def extend(self, end_at: float) -> None:
@@ -78,13 +80,13 @@ class Slot:
         """Drops the sandbox if it is still the session's: one ended on purpose is not lost."""
         if sandbox_id == self.sandbox_id:
             self.sandbox_id = ""
-            self.created = False
+            self.created = self.contested = False
             self.lost = why
 
     def drop(self) -> None:
         """Forgets a sandbox that was ended on purpose, without words for the next lease."""
         self.sandbox_id = self.lost = ""
-        self.created = False
+        self.created = self.contested = False
 
     def runs(self, now: float) -> bool:
         return self.starting or (bool(self.sandbox_id) and self.end_at > now)
@@ -177,6 +179,12 @@ class Pool:
         self._elsewhere.pop(key, None)
         if found is not None and not found.paused:
             self._elsewhere[key] = self._seen(found, now, today)
+
+    def leave(self, owner: str, sandbox_id: str, now: float) -> None:
+        """A warm sandbox of this process could not be ended: it runs on until its timeout."""
+        self._elsewhere[SessionKey(owner, WARM + sandbox_id)] = Elsewhere(
+            sandbox_id=sandbox_id, end_at=self.end_at(now), extended_at=now
+        )
 
     def distrust(self, key: SessionKey) -> None:
         """E2B did not answer for the session's sandbox, so it is not taken for unused."""
