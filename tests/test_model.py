@@ -47,6 +47,7 @@ from e2b_agent_mcp.settings import EngineSettings, SandboxSettings, Settings
 from faults import CONTROL, ROUTES, Exchange, Fault, FaultProxy, Route
 from rounds import rounds
 from seconds import Seconds
+from stacks import deadline
 
 HISTORIES = rounds(few=2, many=40)
 STEPS = rounds(few=20, many=50)
@@ -544,12 +545,12 @@ async def live(engine: EngineAddress, seed: int, done: Counter[str]) -> None:
             await world.start_server()
             for action in draw.choices([*ACTIONS], weights=[*ACTIONS.values()], k=STEPS):
                 steps.append(action.__name__)
-                with anyio.fail_after(DEADLINE):
+                async with deadline(DEADLINE):
                     await action(world, draw)
                     await world.check()
                 done["steps"] += 1
             steps.append("finish")
-            with anyio.fail_after(DEADLINE):
+            async with deadline(DEADLINE):
                 await world.finish()
     except Exception as exc:
         exc.add_note(f"history {seed}, {setup}: {', '.join(steps)}")
