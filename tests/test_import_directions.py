@@ -60,7 +60,7 @@ DOORS = {
 # The template's packages, which the guest and its kernels find inside a sandbox.
 GUEST_PACKAGES = {
     *("anyio", "starlette", "uvicorn", "h11", "python_multipart", "multipart"),
-    *("IPython", "ipykernel", "jupyter_client", "jupyter_core", "zmq", "traitlets"),
+    *("IPython", "ipykernel", "jupyter_client", "jupyter_core", "zmq", "traitlets", "pexpect"),
     *("matplotlib", "numpy", "pandas", "PIL", "sklearn", "seaborn", "plotly"),
     "e2b_charts",
     "e2b_startup",  # what the interpreter's `startup` package is called there

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from agent.conftest import Agent
 
 ROUNDS = rounds(few=20, many=240)
-PROMISE = 1.0  # seconds until everything has stopped
-SLACK = 4.0  # seconds; a machine that does ten other things may need longer now and then
+PROMISE = 1.0  # seconds until everything has stopped, in each round
 STRAYS = """
 import pathlib
 [p.name for p in pathlib.Path('/proc').glob('[0-9]*')
@@ -81,10 +80,8 @@ async def test_cancelling_at_any_moment_keeps_the_session_and_leaks_nothing(
             f"\n{ROUNDS} cancelled, {agent.llm.disconnects} of them while the model spoke: ", end=""
         )
         print(f"stopped after {statistics.median(took):.2f} s, at most {max(took):.2f} s")
-    # Of few rounds the 95th in a hundred is the slowest, which is the machine's doing.
-    usual = statistics.quantiles(took, n=20)[-1] if ROUNDS > 100 else statistics.median(took)
-    assert usual < PROMISE
-    assert max(took) < SLACK
+    # In a full run of the tests a round may wait for a machine that does ten other things.
+    assert (max(took) if ROUNDS > 100 else statistics.median(took)) < PROMISE
 
 
 def counts() -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Code that does not end by itself: interrupted, ignored, killed, restarted."""
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,7 +10,10 @@ import pytest
 from e2b import TimeoutException
 from e2b_code_interpreter import AsyncSandbox, Execution
 
+from rounds import rounds
+
 PORT = 49999
+ROUNDS = rounds(few=10, many=150)
 
 
 @asynccontextmanager
@@ -54,6 +58,31 @@ async def test_a_client_that_goes_away_has_its_code_interrupted(
     await run_until_started(sandbox, f"print('on', flush=True)\n{endless}")
     with anyio.fail_after(5):
         assert (await sandbox.run_code("kept")).text == "1"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param("!sleep 4321", id="shown"),
+        pytest.param("said = !sleep 4321", id="kept"),
+        pytest.param("!trap '' INT HUP; sleep 4321", id="deaf and shown"),
+        pytest.param("said = !trap '' INT HUP; sleep 4321", id="deaf and kept"),
+    ],
+)
+@pytest.mark.timeout(60 + 2 * ROUNDS)
+async def test_an_interrupt_ends_a_shell_command_and_its_cell_at_whatever_moment_it_comes(
+    sandbox: AsyncSandbox, command: str
+) -> None:
+    chance = random.Random(3)
+    for _ in range(ROUNDS):
+        async with raw_execution(sandbox, f"print('on', flush=True)\n{command}\nwent_on = True"):
+            await anyio.sleep(0.06 * chance.random())
+        with anyio.fail_after(5):
+            await sandbox.run_code("1")
+    assert (await sandbox.run_code("'went_on' in globals()")).text == "False"
+    processes = (await sandbox.commands.run("ps -eo args")).stdout
+    assert "4321" not in processes
+    assert "defunct" not in processes
 
 
 async def test_a_timeout_interrupts_and_keeps_variables(sandbox: AsyncSandbox) -> None:

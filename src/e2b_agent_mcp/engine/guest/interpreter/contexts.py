@@ -28,8 +28,9 @@ from .nursery import Nursery, is_untouched
 logger = logging.getLogger(__name__)
 
 LAUNCH_TIMEOUT = 60.0  # seconds from the start of a kernel to its first answer
-INTERRUPTS = 3  # how often abandoned code is interrupted: it may swallow a KeyboardInterrupt
-INTERRUPT_INTERVAL = 2.0  # seconds
+# Seconds after each interrupt of abandoned code. It may swallow one, or have it come where Python
+# forgets an exception; in the end it may take its time to clean up.
+INTERRUPT_PAUSES = (0.5, 1.5, 4.0)
 START_PATIENCE = 2.0  # seconds for abandoned code to begin; a kernel that stands still never does
 REPLY_GRACE = 1.0  # seconds between reply and "idle": after an interrupt, one may be missing
 ABANDONED_GRACE = 0.2  # the same when nobody listens; what comes later belongs to nobody
@@ -313,9 +314,9 @@ class Context:
         await execution.abandoned.wait()
         with anyio.move_on_after(START_PATIENCE):
             await transcript.started.wait()  # before that, an interrupt would be lost
-        for _ in range(INTERRUPTS):
+        for pause in INTERRUPT_PAUSES:
             kernel.process.interrupt()
-            await anyio.sleep(INTERRUPT_INTERVAL)
+            await anyio.sleep(pause)
         async for waiting in self._asked:
             if waiting is not None:
                 waiting.refuse(error("ContextBusy", BUSY))

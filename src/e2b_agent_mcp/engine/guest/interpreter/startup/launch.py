@@ -28,7 +28,7 @@ from traitlets.config import Config  # noqa: E402
 
 del sys.modules["debugpy"]
 
-from . import formats, images, output  # noqa: E402
+from . import commands, formats, images, output  # noqa: E402
 
 PR_SET_PDEATHSIG = 1
 SEND_HIGH_WATER = 16  # messages; `output.CHUNK` bounds the ones that a print makes
@@ -139,6 +139,7 @@ def main(connection_file: str) -> None:
         formats.install(app.shell)
         output.keep_none(app.shell)
         images.install()
+        commands.install()
     except BaseException:  # zmq's threads would keep a half-made kernel from ending
         traceback.print_exc(file=sys.__stderr__)
         os._exit(1)

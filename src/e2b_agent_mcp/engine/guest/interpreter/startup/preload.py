@@ -25,6 +25,7 @@ MODULES = (
     "matplotlib_inline.config",
     "numpy",
     "pandas",
+    "pexpect",
     "tornado.platform.asyncio",
 )
 
