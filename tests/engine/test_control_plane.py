@@ -83,6 +83,9 @@ async def test_sandboxes_are_found_by_metadata_state_and_page(e2b: E2B) -> None:
         running = SandboxQuery(metadata=mark, state=[SandboxState.RUNNING])
         assert await listed(e2b, query=running) == [ids[2], ids[0]]
         assert await listed(e2b, query=SandboxQuery(metadata={"a key/ü": "other"})) == []
+        second = (await created[1].get_info()).started_at
+        at_or_after = SandboxQuery(metadata=mark, started_after=second)
+        assert await listed(e2b, query=at_or_after) == ids[:0:-1]
     finally:
         for sandbox in created:
             assert await sandbox.kill()
@@ -250,6 +253,14 @@ CREATE = "/v2/sandboxes"
         ),
         pytest.param("POST", CREATE, {"network": {"allowOut": ["!"]}}, 400, "allowOut", id="rule"),
         pytest.param(
+            "POST",
+            CREATE,
+            {"network": {"allowOut": ["1.1.1.1", "*.example.com"], "denyOut": ["10.0.0.0/8"]}},
+            400,
+            "Add 0.0.0.0/0",
+            id="allowed names that restrict nothing",
+        ),
+        pytest.param(
             "POST", CREATE, {"network": {"maskRequestHost": "a\r\nb"}}, 400, "mask", id="mask"
         ),
         pytest.param("DELETE", "/templates/base", None, 404, "not found", id="no snapshot"),
@@ -272,6 +283,7 @@ CREATE = "/v2/sandboxes"
         ),
         pytest.param("GET", "/v2/sandboxes?nextToken=x", None, 400, "nextToken", id="token"),
         pytest.param("GET", "/v2/sandboxes?startedAfter=x", None, 400, "ISO", id="time"),
+        pytest.param("GET", "/sandboxes/", None, 404, "Not Found", id="no id"),
         pytest.param("GET", "/nowhere", None, 404, "Not Found", id="unknown path"),
         pytest.param("PATCH", "/sandboxes", None, 405, "Method", id="unknown method"),
     ],

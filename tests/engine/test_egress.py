@@ -640,7 +640,10 @@ def test_own_addresses_are_known() -> None:
 
 async def test_what_the_owner_permits_holds_in_the_sandboxes(fresh_options: EngineOptions) -> None:
     options = replace(fresh_options, network="none", network_allow=("10.0.0.0/8",))
-    wanted: SandboxNetworkOpts = {"allow_out": [PUBLIC, "example.com"]}
+    wanted: SandboxNetworkOpts = {
+        "allow_out": [PUBLIC, "example.com"],
+        "deny_out": lambda ctx: [ctx.all_traffic],
+    }
     e2b = client(await ensure_ready(options))
     try:
         async with await e2b.AsyncSandbox.create(timeout=60, network=wanted) as sandbox:

@@ -219,6 +219,19 @@ async def test_info_of_a_file(sandbox: AsyncSandbox) -> None:
     assert info.symlink_target is None
 
 
+async def test_modes_are_written_as_go_writes_them(sandbox: AsyncSandbox) -> None:
+    await sandbox.commands.run(
+        "mkdir modes; cd modes; mkdir -m 1777 sticky; mkfifo -m 600 pipe; touch set; chmod 6711 set"
+    )
+    found = {entry.name: entry.permissions for entry in await sandbox.files.list("modes")}
+    assert found == {"pipe": "prw-------", "set": "ugrwx--x--x", "sticky": "dtrwxrwxrwx"}
+    assert (await sandbox.files.get_info("/dev/null")).permissions == "Dcrw-rw-rw-"
+
+
+async def test_the_root_has_a_name(sandbox: AsyncSandbox) -> None:
+    assert (await sandbox.files.get_info("/")).name == "/"
+
+
 @pytest.mark.parametrize(
     ("target", "resolved"),
     [

@@ -79,10 +79,12 @@ def create_api(orchestrator: Orchestrator, domain: str) -> Starlette:
         Route("/templates/{reference:path}", api.delete_snapshot, methods=["DELETE"]),
         *(_absent(path, what) for path, what in _ABSENT),
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         exception_handlers={Refusal: _refusal, HTTPException: _http_error, Exception: _crash},
     )
+    app.router.redirect_slashes = False  # a redirect is no JSON
+    return app
 
 
 _ABSENT = (
@@ -243,7 +245,7 @@ class ControlPlane:
             for s in self._orchestrator.sandboxes()
             if (not states or s.state in states)
             and wanted.items() <= s.spec.metadata.items()
-            and s.started_at > after
+            and round(s.started_at, 6) >= after  # as precise as clients see it
             and template in (None, s.spec.template)
         ]
 
@@ -304,11 +306,17 @@ class ControlPlane:
         for name in ("rules", "egressProxy", "dnsServers", "httpsPorts"):
             if network.get(name):
                 raise NotSupported(f"network.{name} is not supported by the embedded engine")
-        return NetworkPolicy(
+        policy = NetworkPolicy(
             internet=flag(asked, "allow_internet_access", default=True),
             allow_out=rules(network, "allowOut"),
             deny_out=rules(network, "denyOut"),
         )
+        if policy.is_moot:
+            raise InvalidRequest(
+                "allowOut names hosts but denyOut does not deny the rest, so that all is allowed. "
+                "Add 0.0.0.0/0 (all traffic) to denyOut."
+            )
+        return policy
 
     def _created(self, sandbox: Sandbox) -> Json:
         return {

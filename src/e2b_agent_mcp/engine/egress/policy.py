@@ -76,6 +76,13 @@ class NetworkPolicy:
     allow_out: tuple[str, ...] = ()
     deny_out: tuple[str, ...] = ()
 
+    @property
+    def is_moot(self) -> bool:
+        """Whether it allows names while nothing else is denied. Who writes that means a list of
+        all that is allowed, and would have none."""
+        everything = self.internet and "*" not in self._deny.names
+        return everything and bool(self._allow.names - {"*"})
+
     def decide(
         self,
         host: str,

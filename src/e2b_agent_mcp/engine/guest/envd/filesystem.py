@@ -131,7 +131,7 @@ def entry_info(path: str) -> Reply:
     status = os.lstat(path)
     is_link = stat.S_ISLNK(status.st_mode)
     info: dict[str, object] = {
-        "name": printable(os.path.basename(path)),
+        "name": printable(os.path.basename(path) or path),
         "type": _file_type(path),
         "path": printable(path),
         "size": str(status.st_size),
@@ -156,9 +156,20 @@ def _file_type(path: str) -> str:
 
 
 def _permissions(mode: int) -> str:
-    """As Go prints a mode, which is what the SDKs' users know: `-rw-r--r--`, `Lrwxrwxrwx`."""
-    kind, bits = stat.filemode(mode)[0], stat.filemode(mode & 0o777)[1:]
-    return ("L" if kind == "l" else kind) + bits
+    """As Go prints a mode, which is what the SDKs' users know: `-rw-r--r--`, `dtrwxrwxrwx`."""
+    traits = {
+        "d": stat.S_ISDIR(mode),
+        "L": stat.S_ISLNK(mode),
+        "D": stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
+        "p": stat.S_ISFIFO(mode),
+        "S": stat.S_ISSOCK(mode),
+        "u": mode & stat.S_ISUID,
+        "g": mode & stat.S_ISGID,
+        "c": stat.S_ISCHR(mode),
+        "t": mode & stat.S_ISVTX,
+    }
+    letters = "".join(letter for letter, has in traits.items() if has)
+    return (letters or "-") + stat.filemode(mode & 0o777)[1:]
 
 
 def _name_of(number: int, look_up: Callable[[int], str]) -> str:
