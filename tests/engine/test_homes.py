@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
+
+import anyio
+import anyio.lowlevel
 
 from e2b_agent_mcp.engine.homes import remove_tree
 
@@ -14,23 +16,24 @@ if TYPE_CHECKING:
 DEPTH = 300
 
 
-def test_a_deep_tree_is_removed_with_few_descriptors(tmp_path: Path) -> None:
+async def test_a_deep_tree_is_removed_with_few_descriptors(tmp_path: Path) -> None:
     """Each level would else hold one, and the engine with all of them could make no sandbox."""
     home = folder = tmp_path / "home"
     for _ in range(DEPTH):
         folder.mkdir()
         folder /= "d"
     before = most = len(os.listdir("/proc/self/fd"))
-    with ThreadPoolExecutor() as threads:
-        removal = threads.submit(remove_tree, home)
-        while not removal.done():
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(remove_tree, home)
+        while home.exists():
             most = max(most, len(os.listdir("/proc/self/fd")))
+            await anyio.lowlevel.checkpoint()
 
     assert not home.exists()
     assert most - before < 20
 
 
-def test_what_a_sandbox_shut_or_linked_is_removed_and_nothing_else(tmp_path: Path) -> None:
+async def test_what_a_sandbox_shut_or_linked_is_removed_and_nothing_else(tmp_path: Path) -> None:
     home, kept = tmp_path / "home", tmp_path / "kept"
     kept.mkdir(mode=0o500)
     (home / "shut/f").mkdir(parents=True)
@@ -38,8 +41,8 @@ def test_what_a_sandbox_shut_or_linked_is_removed_and_nothing_else(tmp_path: Pat
     (home / "link").symlink_to(kept)
     os.mkfifo(home / "fifo")
     (home / "shut").chmod(0)
-    remove_tree(home)
-    remove_tree(home)
+    await remove_tree(home)
+    await remove_tree(home)
 
     assert list(tmp_path.iterdir()) == [kept]
     assert kept.stat().st_mode & 0o777 == 0o500

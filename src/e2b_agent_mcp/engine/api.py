@@ -182,7 +182,7 @@ class ControlPlane:
     async def delete_snapshot(self, request: Request) -> Response:
         reference = urllib.parse.unquote(request.path_params["reference"])
         snapshots = self._orchestrator.snapshots
-        await snapshots.delete(snapshots.find(reference))
+        snapshots.delete(snapshots.find(reference))
         return Response(status_code=204)
 
     async def fork(self, request: Request) -> Response:

@@ -6,10 +6,13 @@ Rule: whatever a sandbox put there, nothing outside of the folder is read, chang
 from __future__ import annotations
 
 import logging
+import math
 import os
+import secrets
+import shutil
 import subprocess
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import anyio
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+    from anyio.abc import TaskGroup
+
     from .host import Host
     from .isolation import Owner
     from .options import EngineOptions
@@ -30,6 +35,10 @@ logger = logging.getLogger(__name__)
 DISK_TIMEOUT = 5.0  # seconds to count what a home holds
 COPY_TIMEOUT = 600.0  # seconds
 ERROR_TAIL = 500  # characters
+REMOVALS = 4  # at once
+REMOVAL_TIMEOUT = 30.0  # seconds at the end of the engine
+RETRY_PAUSES = (0.2, 1.0, 5.0)  # seconds
+ASIDE = ".removed-"
 
 _SOURCE = "/run/source"  # in the box that copies
 
@@ -58,6 +67,11 @@ async def copy_home(source: Path, target: Path, host: Host) -> None:
                 raise LaunchError(f"not all files could be copied: {box.log[-ERROR_TAIL:]}")
 
 
+async def settle(folder: Path) -> None:
+    """Until what was written there before is on the disk, with all that its file system holds."""
+    await anyio.run_process(["sync", "-f", os.fspath(folder)], check=False)
+
+
 async def disk_usage(folder: Path, owner: Owner) -> int:
     """Bytes allocated below a folder that a sandbox is writing to, seen with its own rights."""
     other = owner.uid if owner.is_other else None
@@ -74,33 +88,85 @@ async def disk_usage(folder: Path, owner: Owner) -> int:
     return 0
 
 
-def remove_tree(folder: Path) -> None:
+class Removals:
+    """Removes folders while nobody waits: whoever asks finds the place empty at once.
+
+    `async with` it. Leaving waits for what is under way, for a while: what is left then, or by an
+    engine that was killed, is for the next one to remove.
+    """
+
+    def __init__(self) -> None:
+        self._at_once = anyio.CapacityLimiter(REMOVALS)
+        self._under_way: set[anyio.CancelScope] = set()
+        self._end_at = math.inf
+        self._tasks: TaskGroup
+
+    async def __aenter__(self) -> Self:
+        self._tasks = await anyio.create_task_group().__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._end_at = anyio.current_time() + REMOVAL_TIMEOUT
+        for scope in self._under_way:
+            scope.deadline = self._end_at
+        await self._tasks.__aexit__(None, None, None)
+
+    def remove(self, folder: Path) -> None:
+        aside = folder.with_name(f"{ASIDE}{secrets.token_hex(8)}")
+        try:
+            folder.rename(aside)
+        except FileNotFoundError:
+            return
+        except OSError as exc:  # no space even for a name
+            logger.warning("%s is removed in its place: %s", folder, exc)
+            aside = folder
+        self._tasks.start_soon(self._remove, aside)
+
+    async def _remove(self, folder: Path) -> None:
+        with anyio.CancelScope(shield=True, deadline=self._end_at) as scope:
+            self._under_way.add(scope)
+            async with self._at_once:
+                await remove_tree(folder)
+        self._under_way.remove(scope)
+        if scope.cancelled_caught:
+            logger.warning("%s is for the next engine to remove", folder)
+
+
+async def remove_tree(folder: Path) -> None:
     """Any depth, any mode; what a failure leaves is logged, not raised.
 
-    Done by programs, which need few descriptors however deep it is, and no time of the engine's.
+    Done by programs, which need few descriptors however deep it is. Again if need be: the boxes of
+    an engine that was killed may write until the kernel has ended them.
     """
-    for argv in (["rm", "-rf"], ["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
-        if not os.path.lexists(folder):
-            return
-        subprocess.run(
-            [*argv, os.fspath(folder)],
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-    if os.path.lexists(folder):
+    for pause in (0.0, *RETRY_PAUSES):
+        await anyio.sleep(pause)
+        for argv in (["rm", "-rf"], ["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
+            if _is_gone(folder):
+                return
+            await anyio.run_process(
+                [*argv, os.fspath(folder)],
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+    if not _is_gone(folder):
         logger.error("could not remove %s", folder)
 
 
-def wipe_leftovers(options: EngineOptions, kept: Collection[str]) -> None:
+def _is_gone(folder: Path) -> bool:
+    return not os.path.lexists(folder)
+
+
+def wipe_leftovers(options: EngineOptions, kept: Collection[str], removals: Removals) -> None:
     """Removes what an engine that was killed left, but for the homes of these sandboxes.
 
     Only the lock's holder may call it.
     """
-    for path in options.homes_dir.iterdir():
+    for path in list(options.homes_dir.iterdir()):
         if path.name not in kept:
-            remove_tree(path)
+            removals.remove(path)
     for path in options.engine_dir.glob("*.sock"):
         path.unlink()
     for path in options.engine_dir.glob("*.net"):
-        remove_tree(path)
+        shutil.rmtree(path)  # no sandbox can write to it

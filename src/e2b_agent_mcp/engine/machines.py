@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import socket
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Self
@@ -18,14 +19,14 @@ import anyio
 from .connection import GuestGone, exchange
 from .egress import EgressProxy
 from .errors import EngineError, LaunchError, LaunchRefused
-from .homes import make_home, remove_tree
+from .homes import make_home
 from .isolation import Box, BoxSpec, Limits
 from .options import make_folder
 from .sandbox import Machine, Sandbox, socket_name
 from .ward import Ward
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
     from pathlib import Path
 
     from anyio.abc import TaskGroup, TaskStatus
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LAUNCH_TIMEOUT = 60.0  # seconds from launch to a guest that answers
-CLEANUP_TIMEOUT = 30.0  # seconds for a box to die and its home to go
+CLEANUP_TIMEOUT = 30.0  # seconds for a box to die
 GUEST_LOG_TAIL = 2000  # characters
 LISTEN_BACKLOG = 1024
 
@@ -58,7 +59,7 @@ class Machines:
         zygotes: Zygotes | None,
         *,
         watch: Callable[[Sandbox, Machine], Coroutine[None, None, None]],
-        ended: Callable[[Sandbox, bool, int], Awaitable[None]],
+        ended: Callable[[Sandbox, bool, int], None],
     ) -> None:
         self._options = options
         self._host = host
@@ -138,8 +139,7 @@ class Machines:
         finally:
             sandbox.machine = None
             sandbox.drop_exchanges()
-            with shielded():
-                await self._ended(sandbox, answered, oom_kills)
+            self._ended(sandbox, answered, oom_kills)
             stopped.set()
 
     @asynccontextmanager
@@ -196,7 +196,7 @@ def _folder(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        remove_tree(path)
+        shutil.rmtree(path, ignore_errors=True)  # no sandbox can write to it
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from threading import Thread
 from typing import TYPE_CHECKING, Self
 
 import anyio
-import anyio.to_thread
 
 from .clock import Clock, SystemClock
 from .connection import GuestGone, exchange
@@ -32,7 +31,7 @@ from .errors import (
     TooManySandboxes,
 )
 from .history import SAMPLE_INTERVAL, History
-from .homes import remove_tree, wipe_leftovers
+from .homes import Removals, wipe_leftovers
 from .index import find_file_hosts
 from .machines import Machines, shielded
 from .records import RecordFolder, from_record, to_record
@@ -103,7 +102,8 @@ class Orchestrator:
         self._sandboxes: dict[str, Sandbox] = {}
         self._records = RecordFolder(options.records_dir)
         self.history = History(self.clock, host.isolation.owner)
-        self.snapshots = Snapshots(options, host, self.clock)
+        self._removals = Removals()
+        self.snapshots = Snapshots(options, host, self.clock, self._removals)
         self._attempts: dict[str, _Attempt] = {}
         self._killed_for: dict[str, str] = {}  # the last ones that went over a limit
         self._starting = 0
@@ -113,13 +113,16 @@ class Orchestrator:
         self.last_change = self.clock.now()
 
     async def __aenter__(self) -> Self:
-        self._restore()
-        self.snapshots.restore()
-        wipe_leftovers(self.options, self._sandboxes)
         async with AsyncExitStack() as on_error:
+            await on_error.enter_async_context(self._removals)
+            self._restore()
+            self.snapshots.restore()
+            wipe_leftovers(self.options, self._sandboxes, self._removals)
             await on_error.enter_async_context(self._machines)
             self._tasks = await on_error.enter_async_context(anyio.create_task_group())
             self._owned = on_error.pop_all()
+        self._tasks.start_soon(self._records.keep)
+        self._tasks.start_soon(self.snapshots.keep)
         self._tasks.start_soon(self._reap)
         self._look_for_endpoints()
         self._tasks.start_soon(self._keep_history)
@@ -221,6 +224,7 @@ class Orchestrator:
     async def _create(self, spec: SandboxSpec, idempotency_key: str | None = None) -> Sandbox:
         with self._place():
             sandbox = await self._begin(spec)
+        _check_lives(sandbox)
         # Counted from when it can be listed: of two creators that race and then look, the later
         # one sees the earlier, and both take that one for the older.
         sandbox.started_at = self.clock.now()
@@ -312,15 +316,19 @@ class Orchestrator:
             self._touch()
 
     async def kill(self, sandbox_id: str) -> None:
+        """Answers when no process of it is left and its home is out of the way."""
         sandbox = self.find(sandbox_id)
         self._forget(sandbox)
+        if sandbox.machine is not None:
+            sandbox.machine.box.kill()  # before its turn: a pause or a copy may take long
+        sandbox.drop_exchanges()
         async with sandbox.changing:
             await self._kill(sandbox)
 
     async def _kill(self, sandbox: Sandbox) -> None:
         self._forget(sandbox)
         await self._machines.stop(sandbox)
-        await self._remove_home(sandbox)
+        self._removals.remove(sandbox.home)
         logger.info("killed %s", sandbox.id)
 
     async def pause(self, sandbox_id: str, mode: PauseMode, *, strict: bool = False) -> None:
@@ -390,10 +398,13 @@ class Orchestrator:
         sandbox = self.find(sandbox_id)
         async with self._changing(sandbox):
             try:
-                async with self._standing_still(sandbox):
-                    return await self.snapshots.take(sandbox_id, sandbox.home, name)
+                with sandbox.exchange():
+                    async with self._standing_still(sandbox):
+                        return await self.snapshots.take(sandbox_id, sandbox.home, name)
             except LaunchError as exc:
                 raise LaunchRefused(f"No snapshot was taken: {exc}") from exc
+            self.find(sandbox_id)
+            raise LaunchRefused("No snapshot was taken: the sandbox ended meanwhile")
 
     @asynccontextmanager
     async def _standing_still(self, sandbox: Sandbox) -> AsyncIterator[None]:
@@ -414,6 +425,7 @@ class Orchestrator:
         if sandbox.machine is None:
             with self._place():
                 await self._machines.start(sandbox)
+            _check_lives(sandbox)
         else:
             sandbox.machine.box.thaw()
         sandbox.state, sandbox.pause_mode = State.RUNNING, None
@@ -449,7 +461,12 @@ class Orchestrator:
         self._touch()
 
     def _record(self, sandbox: Sandbox) -> None:
-        """A disk that is full must not keep a sandbox from running: it is only less safe."""
+        """A disk that is full must not keep a sandbox from running: it is only less safe.
+
+        Of one that has ended under a change of it, nothing is written.
+        """
+        if sandbox.id not in self._sandboxes:
+            return
         try:
             self._records.write(sandbox.id, to_record(sandbox))
         except OSError as exc:
@@ -493,8 +510,7 @@ class Orchestrator:
         except Exception:
             # The deadline must hold, also for a sandbox that cannot be paused.
             logger.exception("could not end %s at its deadline", sandbox.id)
-            self._forget(sandbox)
-            await self._machines.stop(sandbox)
+            await self._kill(sandbox)
 
     # Limits
 
@@ -525,7 +541,7 @@ class Orchestrator:
             del self._killed_for[next(iter(self._killed_for))]
         self._killed_for[sandbox.id] = reason
 
-    async def _after_box(self, sandbox: Sandbox, answered: bool, oom_kills: int) -> None:
+    def _after_box(self, sandbox: Sandbox, answered: bool, oom_kills: int) -> None:
         """What a box leaves: a home to keep (paused without memory, or a refused resume)."""
         if sandbox.pause_mode is PauseMode.FILESYSTEM and sandbox.id in self._sandboxes:
             return
@@ -537,7 +553,9 @@ class Orchestrator:
                 sandbox.pause_mode = PauseMode.FILESYSTEM
                 return
             self._forget(sandbox)
-        await self._remove_home(sandbox)
+        self._removals.remove(sandbox.home)
 
-    async def _remove_home(self, sandbox: Sandbox) -> None:
-        await anyio.to_thread.run_sync(remove_tree, sandbox.home)
+
+def _check_lives(sandbox: Sandbox) -> None:
+    if sandbox.machine is None:
+        raise LaunchRefused("The sandbox ended as soon as it had started")

@@ -1,9 +1,11 @@
-"""What is known of sandboxes when the engine is gone: one private file for each, beside the homes.
+"""What is known of sandboxes when the engine is gone: small private files, beside the homes.
 
 Rules:
-- A file is written before its sandbox is answered for and removed before the home is: a home
-  without a file is nobody's, whatever happened to the engine.
-- A file is complete or absent: it is written beside its place and renamed.
+- A record is written before its sandbox is answered for and removed before the home is: a home
+  without a record is nobody's, whatever happened to the engine.
+- A record is complete or absent, and never replaced by what a power cut could lose: a new one
+  (`.new`) stands beside the last that is on the disk (`.json`), and takes its place when it is on
+  the disk too. Nobody waits for the disk: a power cut costs the changes of the last moment.
 - It holds the sandbox's tokens and variables, so only the engine's user can read it.
 """
 
@@ -13,8 +15,13 @@ import json
 import logging
 import os
 import re
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from threading import Lock
 from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
 
 from .egress import NetworkPolicy
 from .sandbox import Lifecycle, PauseMode, Sandbox, SandboxSpec, State, socket_name
@@ -27,38 +34,110 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"[a-z0-9]{1,64}\.json")
+SETTLE_PAUSE = 0.2  # seconds; what is answered for meanwhile has the disk for itself
+
+_NAME = re.compile(r"[a-z0-9]{1,64}\.(json|new)")
 
 Json = dict[str, Any]  # what a file of ours holds
 
 
 class RecordFolder:
-    """Small JSON files by name."""
+    """JSON files by name. `keep` puts them on the disk."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._unsettled: set[str] = set()
+        self._changed = anyio.Event()
+        # Which file a name means: changed by the event loop and by the thread that settles.
+        self._names = Lock()
 
     def write(self, name: str, record: Json) -> None:
-        draft = self._folder / f"{name}.new"
+        draft = self._folder / f"{name}.draft"
         with open(draft, "w", opener=_private) as file:
             json.dump(record, file)
-        draft.replace(self._folder / f"{name}.json")
+        with self._names:
+            draft.replace(self._new(name))
+        self._note(name)
 
     def remove(self, name: str) -> None:
-        (self._folder / f"{name}.json").unlink(missing_ok=True)
+        with self._names:
+            self._settled(name).unlink(missing_ok=True)
+            self._new(name).unlink(missing_ok=True)
+        self._note(name)
 
     def read_all(self) -> Iterator[tuple[str, Json]]:
         """Removes what is no record; only the lock's holder may call it."""
-        for path in sorted(self._folder.iterdir()):
-            try:
-                record = json.loads(path.read_bytes()) if _NAME.fullmatch(path.name) else None
-            except ValueError:
-                record = None
-            if isinstance(record, dict):
-                yield path.stem, record
-            else:
+        files = sorted(self._folder.iterdir())
+        records = {path: found for path in files if (found := _read(path)) is not None}
+        for path in files:
+            if path not in records:
                 logger.error("%s is not a record and is removed", path)
                 path.unlink()
+        for name in dict.fromkeys(path.stem for path in records):
+            if (new := records.get(self._new(name))) is not None:
+                self._note(name)
+            yield name, new or records[self._settled(name)]
+
+    async def keep(self) -> None:
+        """Until it is cancelled; what was written by then is on the disk."""
+        try:
+            while True:
+                await self._changed.wait()
+                self._changed = anyio.Event()
+                await anyio.sleep(SETTLE_PAUSE)
+                await self._settle()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._settle()
+
+    def _note(self, name: str) -> None:
+        self._unsettled.add(name)
+        self._changed.set()
+
+    async def _settle(self) -> None:
+        names, self._unsettled = self._unsettled, set()
+        if names:
+            await anyio.to_thread.run_sync(self._settle_all, names)
+
+    def _settle_all(self, names: set[str]) -> None:
+        try:
+            for name in names:
+                with suppress(FileNotFoundError):  # removed
+                    self._settle_one(name)
+            with _opened(self._folder) as folder:
+                os.fsync(folder)
+        except OSError as exc:
+            logger.error("records may not be on the disk: %s", exc)
+
+    def _settle_one(self, name: str) -> None:
+        with _opened(self._new(name)) as synced:
+            os.fsync(synced)
+            with self._names:
+                if os.path.samestat(os.fstat(synced), self._new(name).stat()):
+                    self._new(name).replace(self._settled(name))
+
+    def _new(self, name: str) -> Path:
+        return self._folder / f"{name}.new"
+
+    def _settled(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
+
+
+def _read(path: Path) -> Json | None:
+    try:
+        record = json.loads(path.read_bytes()) if _NAME.fullmatch(path.name) else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and record else None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _private(path: str, flags: int) -> int:

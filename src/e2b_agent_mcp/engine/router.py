@@ -17,7 +17,7 @@ import json
 import re
 import time
 import urllib.parse
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,7 +41,7 @@ from .sandbox import Operation, PauseMode, Sandbox, State
 from .tunnel import carry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from starlette.types import Receive, Scope, Send
 
@@ -144,7 +144,7 @@ class Router:
             await refuse(client, refusal.status_code, json.loads(bytes(refusal.body)))
             return
         assert isinstance(sandbox, Sandbox)
-        with _listed(sandbox.exchanges):
+        with sandbox.exchange():
             guest = Connection(*await asyncio.open_unix_connection(sandbox.socket_path))
             try:
                 await carry(client, guest, _upgrade_head(request, sandbox, target.port))
@@ -157,7 +157,7 @@ class Router:
         if (refusal := await self._awaken(sandbox)) is not None:
             return refusal
         passage = _Passage(sandbox, scope, receive, send)
-        with _listed(sandbox.exchanges):
+        with sandbox.exchange():
             try:
                 async with connect(sandbox.socket_path) as guest:
                     await passage.run(guest, entry.port)
@@ -366,13 +366,3 @@ def _port(text: str) -> int:
     """0, where nobody can listen, for what is no port."""
     port = int(text) if text.isdecimal() and len(text) <= 5 else 0
     return port if port <= HIGHEST_PORT else 0
-
-
-@contextmanager
-def _listed(exchanges: set[anyio.CancelScope]) -> Iterator[None]:
-    with anyio.CancelScope() as scope:
-        exchanges.add(scope)
-        try:
-            yield
-        finally:
-            exchanges.discard(scope)

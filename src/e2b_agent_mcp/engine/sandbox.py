@@ -14,13 +14,14 @@ import math
 import secrets
 import string
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import anyio
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from .egress import EgressProxy, NetworkPolicy
@@ -107,7 +108,7 @@ class Sandbox:
     machine: Machine | None = None
     disk: tuple[float, int] | None = None  # when what the home holds was counted, and the bytes
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=METRICS_KEPT))
-    # The data plane's requests in flight; a pause ends them as E2B's does.
+    # What is in flight, above all requests of the data plane; a pause ends them as E2B's does.
     exchanges: set[anyio.CancelScope] = field(default_factory=set)
     # Orders pause, resume, kill and expiry of this sandbox.
     changing: anyio.Lock = field(default_factory=anyio.Lock)
@@ -140,6 +141,16 @@ class Sandbox:
             "E2B_SANDBOX_ID": self.id,
             "E2B_TEMPLATE_ID": self.spec.template,
         }
+
+    @contextmanager
+    def exchange(self) -> Iterator[None]:
+        """What a pause, the end of the box or a kill cuts short."""
+        with anyio.CancelScope() as scope:
+            self.exchanges.add(scope)
+            try:
+                yield
+            finally:
+                self.exchanges.discard(scope)
 
     def drop_exchanges(self) -> None:
         for exchange in tuple(self.exchanges):

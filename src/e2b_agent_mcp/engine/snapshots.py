@@ -1,8 +1,8 @@
 """Snapshots: the files of a sandbox at one moment, kept until they are deleted.
 
 Rules:
-- A snapshot is complete or absent: its record is written when its files are there, and removed
-  before they are.
+- A snapshot is complete or absent, also after a power cut: its record is written when its files
+  are on the disk, and removed before they are.
 - A name means the newest snapshot that was given it; the one before is removed.
 - Files alone are kept. Memory is not, and is refused by name.
 """
@@ -15,11 +15,8 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-import anyio
-import anyio.to_thread
-
 from .errors import InvalidRequest, LaunchError, LaunchRefused, SnapshotNotFound
-from .homes import copy_home, make_home, remove_tree
+from .homes import copy_home, make_home, settle
 from .records import RecordFolder
 from .sandbox import new_id
 
@@ -28,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .clock import Clock
+    from .homes import Removals
     from .host import Host
     from .options import EngineOptions
 
@@ -64,11 +62,14 @@ class Snapshot:
 
 
 class Snapshots:
-    def __init__(self, options: EngineOptions, host: Host, clock: Clock) -> None:
+    def __init__(
+        self, options: EngineOptions, host: Host, clock: Clock, removals: Removals
+    ) -> None:
         self._folder = options.snapshots_dir
         self._records = RecordFolder(options.snapshot_records_dir)
         self._host = host
         self._clock = clock
+        self._removals = removals
         self._snapshots: dict[str, Snapshot] = {}
 
     def restore(self) -> None:
@@ -83,9 +84,13 @@ class Snapshots:
                 self._snapshots[snapshot_id] = snapshot
             else:
                 self._records.remove(snapshot_id)
-        for folder in self._folder.iterdir():
+        for folder in list(self._folder.iterdir()):
             if folder.name not in self._snapshots:
-                remove_tree(folder)
+                self._removals.remove(folder)
+
+    async def keep(self) -> None:
+        """Until it is cancelled; see `RecordFolder.keep`."""
+        await self._records.keep()
 
     def all(self) -> Collection[Snapshot]:
         return self._snapshots.values()
@@ -103,11 +108,12 @@ class Snapshots:
             snapshot = _named(snapshot, name)
         async with self._filling(self._home(snapshot.id)) as copy:
             await copy_home(home, copy, self._host)
+            await settle(copy)
             self._records.write(snapshot.id, asdict(snapshot))
         before = [s for s in self._snapshots.values() if s.reference == snapshot.reference]
         self._snapshots[snapshot.id] = snapshot
         for replaced in before:
-            await self.delete(replaced)
+            self.delete(replaced)
         return snapshot
 
     async def fill(self, home: Path, snapshot_id: str) -> None:
@@ -124,10 +130,10 @@ class Snapshots:
         if snapshot_id not in self._snapshots:
             raise SnapshotNotFound(snapshot_id)
 
-    async def delete(self, snapshot: Snapshot) -> None:
+    def delete(self, snapshot: Snapshot) -> None:
         self._snapshots.pop(snapshot.id, None)
         self._records.remove(snapshot.id)
-        await anyio.to_thread.run_sync(remove_tree, self._home(snapshot.id))
+        self._removals.remove(self._home(snapshot.id))
 
     @asynccontextmanager
     async def _filling(self, target: Path) -> AsyncIterator[Path]:
@@ -136,8 +142,7 @@ class Snapshots:
             make_home(target, self._host.isolation.owner)
             yield target
         except BaseException as exc:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(remove_tree, target)
+            self._removals.remove(target)
             if isinstance(exc, OSError):
                 raise LaunchRefused(f"The files could not be copied: {exc}") from exc
             raise
