@@ -2,7 +2,9 @@
 
     python benchmarks/agent.py [step|prompt|start]... [--rounds N]
 
-step    milliseconds of one step that are neither the model's nor the code's
+step    milliseconds of one step that are neither the model's nor the code's: from a request's
+        arrival to the next one's, without the model's time to answer and what the same code takes
+        when run_python runs it
 prompt  tokens of one step's prompt, at four characters each
 start   seconds from starting a server's process to its first request to the model
 
@@ -69,10 +71,11 @@ def tokens(request: dict[str, object]) -> float:
 
 
 class Figures:
-    """One side's runs: seconds and prompt tokens per step."""
+    """One side's runs: seconds without the model's, and prompt tokens, per step."""
 
     def __init__(self, llm: ScriptedLLM, form: Callable[[str], str]) -> None:
         self.seconds: list[float] = []
+        self.model: list[float] = []
         self.cpu: list[float] = []
         self.prompts: list[float] = []
         self._llm = llm
@@ -83,9 +86,11 @@ class Figures:
         self._asked = len(self._llm.requests)
 
     def count(self, cpu: float) -> None:
-        """From one request to the next is a step, but for the first and the last."""
-        times = self._llm.times[self._asked :]
-        self.seconds += [later - before for before, later in pairwise(times)]
+        """From an answer to the next request is a step, but for the last."""
+        times, answering = self._llm.times[self._asked :], self._llm.answering[self._asked :]
+        between = [later - before for before, later in pairwise(times)]
+        self.model += answering
+        self.seconds += [whole - model for whole, model in zip(between, answering, strict=False)]
         self.prompts += map(tokens, self._llm.requests[self._asked :])
         self.cpu.append(cpu / len(CODE))
 
@@ -150,9 +155,13 @@ def median(values: list[float]) -> float:
 async def report_steps(rounds: int) -> None:
     ours, stock, bare = await steps(rounds)
     whole, code, reference = (median(x) * 1e3 for x in (ours.seconds, bare, stock.seconds))
-    print(f"step    ours {whole:.1f} ms, of which the sandbox runs code {code:.1f} ms")
-    print(f"        over the code {whole - code:.1f} ms (target {STEP_TARGET:.0f} ms)")
-    print(f"        stock smolagents, local executor {reference:.1f} ms")
+    print(f"step    ours {whole - code:.1f} ms (target {STEP_TARGET:.0f} ms)", end="")
+    print(f" beside {code:.1f} ms of code in the sandbox", end="")
+    print(f" and {median(ours.model) * 1e3:.1f} ms of the model")
+    print(
+        f"        stock smolagents {reference:.1f} ms, its local executor's code included", end=""
+    )
+    print(f", beside {median(stock.model) * 1e3:.1f} ms of the model")
     print(
         f"        cpu: ours {median(ours.cpu) * 1e3:.1f} ms, stock {median(stock.cpu) * 1e3:.1f} ms"
     )
