@@ -16,6 +16,7 @@ from e2b import (
     NotFoundException,
     SandboxException,
     SandboxLifecycle,
+    SandboxNetworkOpts,
     SandboxNotFoundException,
     SandboxQuery,
     SandboxState,
@@ -54,6 +55,25 @@ async def test_a_sandbox_is_described_as_it_was_asked_for(e2b: E2B, sandbox: Asy
     assert info.state is SandboxState.RUNNING
     assert info.lifecycle == {"on_timeout": "kill", "auto_resume": False}
     assert timedelta(seconds=44) < info.end_at - before < timedelta(seconds=50)
+
+
+@pytest.mark.parametrize(
+    ("network", "internet"),
+    [
+        pytest.param({}, None, id="nothing said"),
+        pytest.param({"deny_out": ["0.0.0.0/0"], "allow_out": ["*.example.com"]}, True, id="lists"),
+        pytest.param({"allow_public_traffic": True}, False, id="what is the default anyway"),
+    ],
+)
+async def test_of_the_network_is_told_what_was_said_of_it(
+    e2b: E2B, network: SandboxNetworkOpts, internet: bool | None
+) -> None:
+    sandbox = await e2b.AsyncSandbox.create(
+        timeout=60, network=network, allow_internet_access=internet
+    )
+    async with sandbox:
+        info = await sandbox.get_info()
+        assert (info.network, info.allow_internet_access) == (network, internet)
 
 
 async def test_a_killed_sandbox_is_gone(e2b: E2B) -> None:

@@ -32,6 +32,7 @@ from .reading import (
     page_size,
     read_body,
     rules,
+    said,
     string_map,
 )
 from .sandbox import (
@@ -128,7 +129,7 @@ class ControlPlane:
             metadata=string_map(body, "metadata"),
             env_vars=string_map(body, "envVars"),
             lifecycle=lifecycle_of(body),
-            public_traffic=flag(network, "allowPublicTraffic", default=True),
+            public_traffic=said(network, "allowPublicTraffic"),
             mask_request_host=host_name(network, "maskRequestHost"),
         )
 
@@ -307,7 +308,7 @@ class ControlPlane:
             if network.get(name):
                 raise NotSupported(f"network.{name} is not supported by the embedded engine")
         policy = NetworkPolicy(
-            internet=flag(asked, "allow_internet_access", default=True),
+            internet=said(asked, "allow_internet_access"),
             allow_out=rules(network, "allowOut"),
             deny_out=rules(network, "denyOut"),
         )
@@ -375,22 +376,26 @@ def _snapshot_info(snapshot: Snapshot) -> Json:
 
 
 def _details(sandbox: Sandbox) -> Json:
+    """Of the network, as on E2B, what was said of it."""
     lifecycle = sandbox.spec.lifecycle
+    network = {
+        "allowOut": list(sandbox.network.allow_out) or None,
+        "denyOut": list(sandbox.network.deny_out) or None,
+        "allowPublicTraffic": sandbox.spec.public_traffic,
+        "maskRequestHost": sandbox.spec.mask_request_host,
+    }
     details: Json = {
         "envdAccessToken": sandbox.envd_token,
         "lifecycle": {"autoResume": lifecycle.auto_resume, "onTimeout": lifecycle.on_timeout},
         "allowInternetAccess": sandbox.network.internet,
-        "network": {
-            "allowOut": list(sandbox.network.allow_out),
-            "denyOut": list(sandbox.network.deny_out),
-            "allowPublicTraffic": sandbox.spec.public_traffic,
-        },
+        "network": _without_nones(network),
+        "pauseMode": sandbox.pause_mode,
     }
-    if (mask := sandbox.spec.mask_request_host) is not None:
-        details["network"]["maskRequestHost"] = mask
-    if sandbox.pause_mode is not None:
-        details["pauseMode"] = sandbox.pause_mode
-    return details
+    return _without_nones(details)
+
+
+def _without_nones(fields: Json) -> Json:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 # Pages continue after the last sandbox seen, so that sandboxes that come and go between two

@@ -46,10 +46,14 @@ async def read_body(request: Request) -> Json:
 
 
 def flag(body: Json, name: str, *, default: bool) -> bool:
+    value = said(body, name)
+    return default if value is None else value
+
+
+def said(body: Json, name: str) -> bool | None:
+    """Yes, no, or nothing."""
     value = body.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
+    if value is not None and not isinstance(value, bool):
         raise InvalidRequest(f"{name} must be true or false")
     return value
 

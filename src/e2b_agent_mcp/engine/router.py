@@ -204,7 +204,7 @@ class _Entry:
             return True
         if self.port == ENVD_PORT:
             return False
-        public = self.port != INTERPRETER_PORT and sandbox.spec.public_traffic
+        public = self.port != INTERPRETER_PORT and sandbox.spec.public_traffic is not False
         return public or sandbox.accepts_traffic(self.traffic_token)
 
     def signed_by(self, sandbox: Sandbox) -> bool:

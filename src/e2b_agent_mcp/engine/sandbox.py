@@ -67,7 +67,7 @@ class SandboxSpec:
     metadata: Mapping[str, str] = field(default_factory=dict)
     env_vars: Mapping[str, str] = field(default_factory=dict, repr=False)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
-    public_traffic: bool = True  # its own ports are open to who knows its id
+    public_traffic: bool | None = None  # unless False, who knows its id reaches its own ports
     mask_request_host: str | None = None  # what its own servers see as their host
 
 

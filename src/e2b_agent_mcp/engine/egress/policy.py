@@ -70,9 +70,12 @@ class Denied:
 
 @dataclass(frozen=True)
 class NetworkPolicy:
-    """`allow_out` and `deny_out`: names, `*.names`, addresses or networks (10.0.0.0/8)."""
+    """`allow_out` and `deny_out`: names, `*.names`, addresses or networks (10.0.0.0/8).
 
-    internet: bool = True
+    `internet` is None when nothing was said of it, which opens the internet like True.
+    """
+
+    internet: bool | None = None
     allow_out: tuple[str, ...] = ()
     deny_out: tuple[str, ...] = ()
 
@@ -80,7 +83,7 @@ class NetworkPolicy:
     def is_moot(self) -> bool:
         """Whether it allows names while nothing else is denied. Who writes that means a list of
         all that is allowed, and would have none."""
-        everything = self.internet and "*" not in self._deny.names
+        everything = self._is_open and "*" not in self._deny.names
         return everything and bool(self._allow.names - {"*"})
 
     def decide(
@@ -143,7 +146,11 @@ class NetworkPolicy:
     def _permits(self, host: str, address: Address | None) -> bool:
         if self._allow.matches(host, address):
             return True
-        return self.internet and not self._deny.matches(host, address)
+        return self._is_open and not self._deny.matches(host, address)
+
+    @property
+    def _is_open(self) -> bool:
+        return self.internet is not False
 
     def _may_reach(self, address: Address) -> bool:
         plain = unwrap(address)
@@ -157,7 +164,7 @@ class NetworkPolicy:
         )
 
     def _refusal(self, host: str) -> Denied:
-        if self.internet:
+        if self._is_open:
             return Denied(f"{host} is denied", "network.deny_out of the sandbox names it.")
         if self.allow_out:
             return Denied(
