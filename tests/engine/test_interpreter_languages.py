@@ -35,6 +35,27 @@ async def test_deno(polyglot: AsyncSandbox, language: str, code: str) -> None:
     assert "".join(execution.logs.stdout) == "hi\n"
 
 
+@pytest.mark.parametrize("language", ["js", "ts"])
+async def test_programs_for_node_find_what_they_expect(
+    polyglot: AsyncSandbox, language: str
+) -> None:
+    await polyglot.files.write("twice.js", "exports.twice = x => 2 * x")
+    code = """
+process.stdout.write('out ')
+process.stdout.write(Buffer.from('ü'), () => process.stderr.write('err'))
+require('./twice.js').twice(require('path').join('2', '1').length)
+"""
+    execution = await polyglot.run_code(code, language=language)
+    assert execution.text == "6"
+    assert "".join(execution.logs.stdout) == "out ü"
+    assert "".join(execution.logs.stderr) == "err"
+
+
+async def test_a_new_javascript_context_counts_from_one(polyglot: AsyncSandbox) -> None:
+    context = await polyglot.create_code_context(language="js")
+    assert (await polyglot.run_code("1", context=context)).execution_count == 1
+
+
 async def test_javascript_errors_and_variables(polyglot: AsyncSandbox) -> None:
     execution = await polyglot.run_code("throw new Error('boom')", language="js")
     assert execution.error is not None

@@ -188,6 +188,7 @@ class Context:
             await kernel.end(REMOVED)
             raise KernelEndedError(REMOVED)
         await self._wait_ready(kernel)
+        await self._run_silently(kernel, self.language.preface)
         return kernel
 
     async def _launch(self) -> Kernel:
@@ -274,6 +275,9 @@ class Context:
         wanted = self._environ(extra)
         code = self.language.change_variables(kernel.variables, wanted)
         kernel.variables = wanted
+        await self._run_silently(kernel, code)
+
+    async def _run_silently(self, kernel: Kernel, code: str) -> None:
         if not code:
             return
         await kernel.channels.request("execute_request", _execute_request(code, silent=True))

@@ -15,18 +15,23 @@ from ..config import GuestConfig
 from .channels import Transport
 
 STARTUP = Path(__file__).parent / "startup"
+DENO_PREFACE = Path(__file__).parent / "deno.js"
 
 DENO_SETTLE = 0.05  # seconds; deno publishes a result sometimes after it said that it is idle
 
 
 @dataclass(frozen=True, kw_only=True)
 class Language:
-    """`command` gives the argv for a connection file; `FileNotFoundError`: no such program."""
+    """`command` gives the argv for a connection file; `FileNotFoundError`: no such program.
+
+    `preface` is code that each kernel runs before any other; nobody hears of it.
+    """
 
     name: str
     command: Callable[[GuestConfig, Mapping[str, str], Path], list[str]]
     assign: Callable[[str, str], str]
     remove: Callable[[str], str]
+    preface: str = ""
     settle: float = 0.0
     transport: Transport = "ipc"
 
@@ -87,6 +92,7 @@ JAVASCRIPT, TYPESCRIPT = (
         command=_deno,
         assign=_assign_deno,
         remove=_remove_deno,
+        preface=DENO_PREFACE.read_text(),
         settle=DENO_SETTLE,
         transport="tcp",
     )
