@@ -493,6 +493,100 @@ sent
     await hostile.kill()
 
 
+# ---------------------------------------------------------------- what is counted by host user
+
+
+HOARD = """
+import ctypes, os, signal, sys
+libc = ctypes.CDLL(None, use_errno=True)
+
+def most(take):
+    taken = 0
+    while take() >= 0:
+        taken += 1
+    return taken
+
+def watch_folders():
+    return most(lambda: libc.inotify_init1(0))
+
+def watch_files():
+    os.mkdir("many")
+    notes, made = libc.inotify_init1(0), iter(range(10**6))
+    def another():
+        open(path := f"many/{next(made)}", "w").close()
+        added = libc.inotify_add_watch(notes, path.encode(), 2)
+        os.unlink(path) if added < 0 else None
+        return added
+    return most(another)
+
+def queue_signals():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN])
+    return most(lambda: libc.sigqueue(os.getpid(), int(signal.SIGRTMIN), None))
+
+def open_queues():
+    class Attributes(ctypes.Structure):
+        _fields_ = [("words", ctypes.c_long * 8)]
+    sized = Attributes((ctypes.c_long * 8)(0, 10, 1024))
+    made = iter(range(10**6))
+    return most(
+        lambda: libc.mq_open(f"/q{next(made)}".encode(), os.O_CREAT | os.O_RDWR, 0o600,
+                             ctypes.byref(sized))
+    )
+
+def lock_memory():
+    import mmap
+    def lock():
+        page = mmap.mmap(-1, 1 << 16)
+        kept.append(page)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        return libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(1 << 16))
+    kept = []
+    return most(lock)
+
+print(globals()[sys.argv[1]]())
+"""
+
+
+@pytest.fixture(params=["forked", "started"])
+async def pair(
+    request: pytest.FixtureRequest, small: E2B, e2b: E2B
+) -> AsyncIterator[tuple[AsyncSandbox, AsyncSandbox]]:
+    if request.param == "forked":
+        async with await e2b.AsyncSandbox.create() as one, await e2b.AsyncSandbox.create() as other:
+            yield one, other
+        return
+    with temporary_options(zygote=False) as options, running_engine(options) as address:
+        create = client(address).AsyncSandbox.create
+        async with await create(timeout=300) as one, await create(timeout=300) as other:
+            yield one, other
+
+
+async def test_a_sandbox_that_takes_all_it_may_leaves_others_theirs(
+    pair: tuple[AsyncSandbox, AsyncSandbox],
+) -> None:
+    """The kernel counts these by host user, and all boxes are one."""
+    hostile, other = pair
+    instances, watches = (
+        int(Path(f"/proc/sys/fs/inotify/max_user_{what}").read_text())
+        for what in ("instances", "watches")
+    )
+    bounds = {
+        "watch_folders": instances // 8,
+        "queue_signals": 2048,
+        "open_queues": 128 // 11,
+        "lock_memory": 16,
+    }
+    if watches < 400_000:
+        bounds["watch_files"] = watches // 8
+    await hostile.files.write("hoard.py", HOARD)
+    for attack, bound in bounds.items():
+        run = await hostile.commands.run(f"python3 hoard.py {attack}", timeout=120)
+        assert bound // 2 < int(run.stdout) <= bound, attack
+
+    watcher = await other.files.watch_dir(".", lambda _: None)
+    await watcher.stop()
+
+
 # ---------------------------------------------------------------- without control groups
 
 

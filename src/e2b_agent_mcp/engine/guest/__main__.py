@@ -14,7 +14,7 @@ from functools import partial
 import anyio
 import uvicorn
 
-from . import relay
+from . import relay, rights
 from .app import create_app, create_tunnel
 from .config import Environment, GuestConfig
 from .home import prepare_home
@@ -31,6 +31,9 @@ BACKLOG = 1024
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    if options.listen_fd is not None:  # in a box
+        rights.take_share()
+        rights.give_up()
     prepare(options)
     Guest(GuestConfig.of(options)).serve(options)
 

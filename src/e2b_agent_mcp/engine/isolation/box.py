@@ -29,6 +29,7 @@ from .bubblewrap import (
     build_arguments,
     build_command,
     build_environment,
+    build_rights,
     set_environment,
 )
 from .cord import Cord, closing, memory_file
@@ -63,6 +64,8 @@ class Launcher:
         arguments = build_arguments(spec, self.tree, disable_userns=self.disable_userns)
         listener = [spec.listener.fileno()] if spec.listener is not None else []
         with memory_file(self.seccomp) as seccomp, self.restraints(spec) as restraints:
+            if spec.command is None and self.disable_userns:  # a setuid bubblewrap gives none
+                arguments += build_rights()
             told = restraints.kills.descriptors if spec.command is None else []
             command = build_command(spec, platform.release(), restraints.kills.to_json(told))
             return await self.start(

@@ -120,6 +120,11 @@ def build_counter_arguments(home: Path, tree: HostTree) -> list[str]:
     ]
 
 
+def build_rights() -> list[str]:
+    """For a guest that is started: what `guest.rights` needs, before it gives up all of it."""
+    return ["--cap-add", "CAP_SYS_RESOURCE", "--cap-add", "CAP_SETPCAP"]
+
+
 def build_command(spec: BoxSpec, kernel: str, kills: str = "") -> list[str]:
     """The guest with what only this box knows, or the command that was asked for.
 

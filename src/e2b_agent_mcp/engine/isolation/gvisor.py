@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import platform
 import shutil
 import socket
 import stat
@@ -113,7 +112,8 @@ class Runsc:
 def build_config(spec: BoxSpec, launcher: Launcher, folder: Path) -> dict[str, object]:
     """What the container runtimes' specification calls a bundle's configuration."""
     owner = launcher.owner
-    arguments = build_command(replace(spec, listener=None), platform.release())
+    # gVisor counts nothing by user: such limits say nothing there, and some cannot be set.
+    arguments = build_command(replace(spec, listener=None), kernel="")
     if spec.listener is not None:
         arguments += ["--listen-path", SOCKET]
     nothing: list[str] = []

@@ -17,6 +17,13 @@ MIB = 1024 * 1024
 # Before, it counts all processes of the host's user and would stop a box at once.
 NPROC_PER_NAMESPACE = (5, 14)
 
+# What only few programs use. The same holds for these: else all boxes would share one count.
+_COUNTED_BY_USER = {
+    "SIGPENDING": 2048,  # signals and timers
+    "MSGQUEUE": 128 * 1024,  # bytes of POSIX message queues
+    "MEMLOCK": MIB,  # bytes of locked memory
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -41,6 +48,7 @@ class Limits:
         }
         if counts_processes_per_box(kernel):
             limits["NPROC"] = self.max_processes
+            limits |= _COUNTED_BY_USER
         return json.dumps(limits)
 
 

@@ -14,6 +14,8 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import rights
+
 if TYPE_CHECKING:
     from .server import Request
 
@@ -30,15 +32,8 @@ NAMESPACES = {
 }
 HOLDER = ("/bin/cat",)
 
-PR_SET_DUMPABLE = 4
 PR_SET_SECCOMP = 22
-PR_CAPBSET_DROP = 24
-PR_SET_NO_NEW_PRIVS = 38
-PR_CAP_AMBIENT = 47
-PR_CAP_AMBIENT_CLEAR_ALL = 4
 SECCOMP_MODE_FILTER = 2
-CAPABILITY_VERSION_3 = 0x20080522
-CAPABILITIES = 64  # numbers that a kernel can know
 INSTRUCTION = 8  # bytes, of a seccomp program
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -54,14 +49,16 @@ def enter(request: "Request") -> int:
     program = os.pread(given.seccomp, 1 << 20, 0)
     hold, init = _make_box(request)
     init_fd = os.pidfd_open(init)
-    _check(_libc.setns(init_fd, _differing_namespaces(init)))
+    rights.check(_libc.setns(init_fd, _differing_namespaces(init)))
     child = os.fork()  # only a child is in another pid namespace
     if child != 0:
         with socket.socket(fileno=given.reply) as reply:
             socket.send_fds(reply, [b"box"], [init_fd, os.pidfd_open(child)])
         os._exit(0)
     os.setsid()
-    _give_up_rights(program)
+    rights.take_share()  # joining a user namespace gives all of its capabilities
+    rights.give_up()
+    _filter_calls(program)
     return hold
 
 
@@ -113,23 +110,10 @@ def _differing_namespaces(pid: int) -> int:
     return flags
 
 
-def _give_up_rights(program: bytes) -> None:
-    """Joining a user namespace gives all of its capabilities."""
-    _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    for number in range(CAPABILITIES):
-        _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0)  # fails from the first unknown number on
-    header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
-    _check(_libc.capset(header, bytes(24)))
-    # A process that has changed its rights counts as secret, and could not read its own /proc.
-    _check(_libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0))
-    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+def _filter_calls(program: bytes) -> None:
     buffer = ctypes.create_string_buffer(program, len(program))
     filters = struct.pack("@HP", len(program) // INSTRUCTION, ctypes.addressof(buffer))
     described = ctypes.create_string_buffer(filters, len(filters))
-    _check(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(described), 0, 0))
-
-
-def _check(result: int) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    rights.check(
+        _libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(described), 0, 0)
+    )
