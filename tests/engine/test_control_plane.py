@@ -318,6 +318,18 @@ def test_every_refusal_is_json_that_says_why(
     assert message in answer.json()["message"]
 
 
+async def test_a_sdk_may_name_the_sandbox_when_it_connects_to_it(
+    http: httpx.Client, sandbox: AsyncSandbox
+) -> None:
+    """As those of 2.15 do; without the key it is led to the sandbox."""
+    named = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "49983"}
+    path = f"/sandboxes/{sandbox.sandbox_id}/connect"
+    answer = http.post(path, json={"timeout": 60}, headers=named)
+    assert (answer.status_code, answer.json()["sandboxID"]) == (200, sandbox.sandbox_id)
+    led = http.post(path, json={"timeout": 60}, headers={**named, "X-API-KEY": "wrong"})
+    assert (led.status_code, led.json()["message"][:16]) == (401, "The access token")
+
+
 def test_a_body_that_is_not_json_is_refused(http: httpx.Client) -> None:
     answer = http.post("/v2/sandboxes", content=b"{" * 100_000)
     assert (answer.status_code, answer.json()["code"]) == (400, 400)
