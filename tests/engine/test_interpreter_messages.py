@@ -69,7 +69,22 @@ def test_a_bundle_of_anything_is_a_result(data: object) -> None:
     assert result(data, is_main=True)["type"] == "result"
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "plain\n", 'a "quoted" \\ path\n', "tab\tor \x1b[31m\r\n", "\u20ac \U0001f600\n", "\x7f"],
+)
+def test_a_line_says_what_was_printed(text: str) -> None:
+    assert json.loads(write_line({"type": "stdout", "text": text.encode()}))["text"] == text
+
+
+def test_text_beside_a_message_counts_for_its_size() -> None:
+    message = Message.read([DELIMITER, b"", b'{"msg_type":"stream"}', b"{}", b"{}", b"{}", b"text"])
+    assert message is not None
+    assert message.octets == b"text"
+    assert message.size == len(b"{}text")
+
+
 def test_a_line_has_no_separator_but_its_end() -> None:
-    line = write_line({"type": "stdout", "text": "a\u2028b\x85c\nd"}).decode()
+    line = write_line({"type": "stdout", "text": "a\u2028b\x85c\nd".encode()}).decode()
     assert line.splitlines() == [line.rstrip("\n")]
     assert json.loads(line)["text"] == "a\u2028b\x85c\nd"

@@ -20,6 +20,45 @@ async def test_many_lines_arrive_in_order(sandbox: AsyncSandbox) -> None:
     assert "".join(execution.logs.stdout) == "".join(f"{i}\n" for i in range(50_000))
 
 
+THREADS = """
+import threading
+def count(name):
+    for number in range(20_000): print(f"{name} {number} {'-' * 50}\\n", end="")
+threads = [threading.Thread(target=count, args=(name,)) for name in "ab"]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+async def test_what_threads_print_at_once_stays_in_order(sandbox: AsyncSandbox) -> None:
+    lines = "".join((await sandbox.run_code(THREADS)).logs.stdout).splitlines()
+    for name in "ab":
+        numbers = [int(line.split()[1]) for line in lines if line.startswith(name)]
+        assert numbers == list(range(20_000))
+
+
+FORK = """
+import os
+print("before")
+child = os.fork()
+if child == 0:
+    print("inside")
+    os._exit(0)
+os.waitpid(child, 0)
+print("after")
+"""
+
+
+async def test_a_forked_process_prints_its_own_text_and_no_other(sandbox: AsyncSandbox) -> None:
+    printed = "".join((await sandbox.run_code(FORK)).logs.stdout).split()
+    assert sorted(printed) == ["after", "before", "inside"]
+
+
+async def test_characters_of_several_bytes_arrive_whole(sandbox: AsyncSandbox) -> None:
+    execution = await sandbox.run_code("print('a' + '\u20ac' * 1_000_000)")
+    assert "".join(execution.logs.stdout) == "a" + "\u20ac" * 1_000_000 + "\n"
+
+
 async def test_many_results_arrive(sandbox: AsyncSandbox) -> None:
     execution = await sandbox.run_code("for i in range(1500): display(i)")
     assert [result.text for result in execution.results] == [str(i) for i in range(1500)]

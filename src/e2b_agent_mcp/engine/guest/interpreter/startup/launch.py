@@ -31,7 +31,7 @@ del sys.modules["debugpy"]
 from . import commands, formats, images, output  # noqa: E402
 
 PR_SET_PDEATHSIG = 1
-SEND_HIGH_WATER = 16  # messages; `output.CHUNK` bounds the ones that a print makes
+SEND_HIGH_WATER = 8  # messages; `output.CHUNK` bounds the ones that a print makes
 
 
 class Kernel(IPythonKernel):
@@ -157,6 +157,7 @@ def _config() -> Config:
     config.InteractiveShell.autocall = 0
     config.PlainTextFormatter.max_seq_length = 0
     config.HistoryManager.enabled = False
+    config.Session.copy_threshold = 1 << 30  # without a copy, zmq needs a thread that frees
     config.IPythonKernel._execute_sleep = 0.0  # for streams that may not have flushed; ours have
     return config
 

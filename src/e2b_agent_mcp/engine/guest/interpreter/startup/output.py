@@ -1,75 +1,102 @@
-"""Printing is bounded: no message is longer than `CHUNK`, and no more than that waits.
+"""Printing is fast and bounded: no message is longer than `CHUNK`, and no more than that waits.
 
 A thread that prints faster than its output is read sleeps in `write`; an interrupt wakes it.
-Nothing that was sent is kept.
+Nothing that was sent is kept. Text belongs to the cell that runs when it is sent.
 """
 
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from io import TextIOWrapper
 from typing import Any
 
 from ipykernel.iostream import OutStream
 
-CHUNK = 1 << 18  # characters
+CHUNK = 1 << 19  # bytes
+
+
+class _Chunks(deque[bytes]):
+    """The file below a `TextIOWrapper`. To append is one step of the interpreter: two threads
+    that empty the wrapper at the same time cannot change the order of what it held."""
+
+    write = deque.append
+    closed = False
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    seekable = readable
+
+    def flush(self) -> None:
+        """There is nothing below."""
+
+    close = flush
 
 
 class BoundedStream(OutStream):
-    """`sys.stdout` and `sys.stderr` of a kernel."""
+    """`sys.stdout` and `sys.stderr` of a kernel. A cell may print a million times: what is
+    printed is gathered by `TextIOWrapper`, which is written in C."""
 
     # ipykernel gives up on a flush after 10 s, which is when a slow reader is to be waited for.
     flush_timeout = 86400.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._unflushed = 0
-        self._last: tuple[Any, Any, Any] | None = None  # where the last write went, and whose
+        self._gather_anew()
         super().__init__(*args, **kwargs)
-        os.register_at_fork(after_in_child=self._forget_last)
+        os.register_at_fork(after_in_child=self._gather_anew)
+
+    def _gather_anew(self) -> None:
+        """What a forked process finds gathered, its parent will send."""
+        self._chunks = _Chunks()
+        # Half a surrogate pair would make a message that takes its neighbours with it.
+        self._text = TextIOWrapper(self._chunks, "utf-8", "replace", "\n")  # type: ignore[type-var]
+        self._text._CHUNK_SIZE = CHUNK  # type: ignore[attr-defined]
+        self._gather = self._text.write
+        self._flush_pending = False
 
     def write(self, string: str) -> int:
-        # A cell may print a million times. What the last write found out is mostly still so.
-        last = self._last
-        if last is not None and type(string) is str and string.isascii():
-            parent, buffers, write = last
-            size = len(string)
-            with self._buffer_lock:
-                # A flush takes `_buffers` away, and before it `_flush_pending`.
-                if (
-                    self._flush_pending
-                    and buffers is self._buffers
-                    and parent is self._parent_header.get(self._parent_header_global)
-                    and self._unflushed + size <= CHUNK
-                ):
-                    self._unflushed += size
-                    write(string)
-                    return size
-        if not isinstance(string, str):
-            raise TypeError(f"write() argument must be str, not {type(string)}")
-        for start in range(0, len(string), CHUNK):
-            self._write(_without_surrogates(string[start : start + CHUNK]))
-        return len(string)
+        size = self._gather(string)
+        if self._chunks or not self._flush_pending:
+            self._send_soon()
+        return size
 
-    def _write(self, chunk: str) -> None:
-        if self._unflushed + len(chunk) > CHUNK:
+    def _send_soon(self) -> None:
+        if self.pub_thread is None:
+            raise ValueError("I/O operation on closed file")
+        if self._chunks or not self._is_master_process():
             self.flush()
-        super().write(chunk)
-        # Two threads may lose an addition here: the bound is then a little late.
-        self._unflushed += len(chunk)
-        if self.echo is None and self._is_master_process():
-            self._remember_last()
-
-    def _remember_last(self) -> None:
-        parent = self.parent_header
-        with self._buffer_lock:
-            buffers = self._buffers
-            self._last = parent, buffers, buffers[frozenset(parent.items())].write
-
-    def _forget_last(self) -> None:
-        self._last = None
+        else:
+            self._schedule_flush()
 
     def _flush(self) -> None:
-        self._unflushed = 0
-        super()._flush()
+        """Sends the text beside its message: as JSON it would be written here to be read again."""
+        self._flush_pending = False
+        self._text.flush()
+        while self._chunks:
+            for part in _split(self._chunks.popleft()):
+                self.session.pid = os.getpid()  # forked processes print too
+                self.session.send(
+                    self.pub_thread,
+                    "stream",
+                    {"name": self.name},
+                    parent=self._parent_header_global,
+                    ident=self.topic,
+                    buffers=[part],
+                )
+
+
+def _split(chunk: bytes) -> Iterator[bytes]:
+    """No longer parts than `CHUNK`, but for characters of several bytes."""
+    if len(chunk) <= CHUNK:
+        yield chunk
+        return
+    text = chunk.decode()
+    for start in range(0, len(text), CHUNK):
+        yield text[start : start + CHUNK].encode()
 
 
 # `Any`: an IPython shell, which has no types.
@@ -86,8 +113,3 @@ def keep_none(shell: Any) -> None:
 class _Forgetful(defaultdict[int, list[Any]]):
     def __missing__(self, key: int) -> list[Any]:
         return []
-
-
-def _without_surrogates(chunk: str) -> str:
-    """A message with half a surrogate pair is never sent, and takes its neighbours with it."""
-    return chunk if chunk.isascii() else chunk.encode("utf-8", "replace").decode()
