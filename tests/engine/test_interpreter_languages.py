@@ -51,6 +51,16 @@ require('./twice.js').twice(require('path').join('2', '1').length)
     assert "".join(execution.logs.stderr) == "err"
 
 
+@pytest.mark.parametrize("language", ["js", "ts"])
+async def test_wrong_syntax_is_told(polyglot: AsyncSandbox, language: str) -> None:
+    execution = await polyglot.run_code("let fine = 1\nconst = 2", language=language)
+    assert execution.error is not None
+    assert execution.error.name == "SyntaxError"
+    assert execution.error.value.startswith("Unexpected token `=`")
+    assert "2 | const = 2" in execution.error.traceback
+    assert execution.error.traceback.endswith("at 2:7")
+
+
 async def test_a_new_javascript_context_counts_from_one(polyglot: AsyncSandbox) -> None:
     context = await polyglot.create_code_context(language="js")
     assert (await polyglot.run_code("1", context=context)).execution_count == 1

@@ -7,6 +7,7 @@ waited for, and whoever asks meanwhile is told that it is busy.
 
 import logging
 import shutil
+import subprocess
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -22,7 +23,7 @@ from ..config import Environment, GuestConfig
 from .channels import Channels
 from .kernels import Kernel, KernelProcess
 from .languages import JAVASCRIPT, LANGUAGES, PYTHON, Language, find_language
-from .messages import END, Event, Transcript, error, stderr
+from .messages import END, Event, Transcript, error, stderr, syntax_error
 from .nursery import Nursery, is_untouched
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ LAUNCH_TIMEOUT = 60.0  # seconds from the start of a kernel to its first answer
 # forgets an exception; in the end it may take its time to clean up.
 INTERRUPT_PAUSES = (0.5, 1.5, 4.0)
 START_PATIENCE = 2.0  # seconds for abandoned code to begin; a kernel that stands still never does
+CHECK_TIMEOUT = 5.0  # seconds to find what is wrong with code; usually 40 ms
 REPLY_GRACE = 1.0  # seconds between reply and "idle": after an interrupt, one may be missing
 ABANDONED_GRACE = 0.2  # the same when nobody listens; what comes later belongs to nobody
 COLOURS_OFF = {"NO_COLOR": "1", "TERM": "dumb"}
@@ -265,10 +267,31 @@ class Context:
             tasks.cancel_scope.cancel()
         if not alive:
             raise KernelEndedError(f"{kernel.describe_end()} {LOST}")
-        await execution.emit(transcript.finish())
+        await execution.emit(await self._last_words(transcript, execution.code))
         await execution.finish()
         with suppress(KernelEndedError):  # the next execution finds out
             await self._set_variables(kernel, {})
+
+    async def _last_words(self, transcript: Transcript, code: str) -> Iterable[Event]:
+        if transcript.wordless and (reason := await self._check(code)):
+            return [reason]
+        return transcript.finish()
+
+    async def _check(self, code: str) -> Event | None:
+        """None when nothing is found, or not soon."""
+        if self.language.check is None:
+            return None
+        environ = self._environ({})
+        with anyio.move_on_after(CHECK_TIMEOUT), suppress(OSError):
+            done = await anyio.run_process(
+                self.language.check(environ),
+                input=code.encode(errors="replace"),
+                stdout=subprocess.DEVNULL,
+                check=False,
+                env=environ,
+            )
+            return syntax_error(done.stderr.decode(errors="replace"))
+        return None
 
     async def _set_variables(self, kernel: Kernel, extra: Mapping[str, str]) -> None:
         """Brings the sandbox's variables too: they may be newer than the kernel."""

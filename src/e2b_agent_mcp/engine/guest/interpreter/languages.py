@@ -24,7 +24,9 @@ DENO_SETTLE = 0.05  # seconds; deno publishes a result sometimes after it said t
 class Language:
     """`command` gives the argv for a connection file; `FileNotFoundError`: no such program.
 
-    `preface` is code that each kernel runs before any other; nobody hears of it.
+    `preface` is code that each kernel runs before any other; nobody hears of it. `check` gives the
+    argv of a program that reads code and says on stderr what is wrong with it, for a kernel that
+    does not.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Language:
     assign: Callable[[str, str], str]
     remove: Callable[[str], str]
     preface: str = ""
+    check: Callable[[Mapping[str, str]], list[str]] | None = None
     settle: float = 0.0
     transport: Transport = "ipc"
 
@@ -54,10 +57,19 @@ def _bash(config: GuestConfig, environ: Mapping[str, str], connection: Path) -> 
 
 
 def _deno(config: GuestConfig, environ: Mapping[str, str], connection: Path) -> list[str]:
+    return [_find_deno(environ), "jupyter", "--kernel", "--conn", str(connection)]
+
+
+def _check_deno(environ: Mapping[str, str]) -> list[str]:
+    """It formats the code, for which it has to read all of it and to run nothing."""
+    return [_find_deno(environ), "fmt", "--no-config", "--ext", "ts", "-"]
+
+
+def _find_deno(environ: Mapping[str, str]) -> str:
     deno = which("deno", path=environ.get("PATH"))
     if deno is None:
         raise FileNotFoundError("the program deno is not installed")
-    return [deno, "jupyter", "--kernel", "--conn", str(connection)]
+    return deno
 
 
 def _assign_python(name: str, value: str) -> str:
@@ -93,6 +105,7 @@ JAVASCRIPT, TYPESCRIPT = (
         assign=_assign_deno,
         remove=_remove_deno,
         preface=DENO_PREFACE.read_text(),
+        check=_check_deno,
         settle=DENO_SETTLE,
         transport="tcp",
     )

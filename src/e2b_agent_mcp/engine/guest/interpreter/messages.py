@@ -5,6 +5,7 @@ one is skipped, and one above `MAX_MESSAGE` is named instead of read.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,10 @@ FIELDS = {
     "e2b/data": "data",
     "e2b/chart": "chart",
 }
+
+WORDLESS = "Execution failed"
+_SYNTAX_ERROR = re.compile(r"SyntaxError: (.*?)\s*(?:Stack backtrace|\Z)", re.DOTALL)
+_PLACE = re.compile(r"file://\S*/_stdin\.ts:")  # what Deno calls code that has no file
 
 # One line of `/execute`; the text of `stdout` and `stderr` in UTF-8. `Any`: a result carries
 # whatever JSON the user's value has.
@@ -101,6 +106,15 @@ def error(name: str, value: str, traceback: str = "") -> Event:
     return {"type": "error", "name": name, "value": value, "traceback": traceback or value}
 
 
+def syntax_error(said: str) -> Event | None:
+    """What a program that read the code found wrong with it; None: nothing."""
+    found = _SYNTAX_ERROR.search(said)
+    if found is None:
+        return None
+    text = _PLACE.sub("", found[1])
+    return error("SyntaxError", text.partition("\n")[0], f"SyntaxError: {text}")
+
+
 def stderr(text: str) -> Event:
     return {"type": "stderr", "text": text.encode(), "timestamp": ""}
 
@@ -149,6 +163,13 @@ class Transcript:
             self._reply = content
         elif message.kind == "status":
             self.idle = self.idle or content.get("execution_state") == "idle"
+
+    @property
+    def wordless(self) -> bool:
+        """Whether code was refused without a reason, as Deno's kernel refuses wrong syntax."""
+        reply = self._reply
+        refused = reply.get("status") == "error" and reply.get("evalue") == WORDLESS
+        return refused and not self._failed and not reply.get("traceback")
 
     def finish(self) -> Iterator[Event]:
         """An error that was replied and not published: a refused or aborted request."""
