@@ -92,6 +92,19 @@ async def test_a_name_means_the_newest_snapshot(e2b: E2B, sandbox: AsyncSandbox,
         assert await copy.files.read("file") == "second"
 
 
+async def test_a_name_alone_means_the_default_tag_or_all_of_them_when_it_is_deleted(
+    e2b: E2B, sandbox: AsyncSandbox, name: str
+) -> None:
+    for tag in ("", ":v2"):
+        await sandbox.files.write("file", f"of {tag}")
+        await sandbox.create_snapshot(name + tag)
+    async with await e2b.AsyncSandbox.create(name, timeout=60) as copy:
+        assert await copy.files.read("file") == "of "
+    assert await e2b.AsyncSandbox.delete_snapshot(name) is True
+    assert await e2b.AsyncSandbox.delete_snapshot(f"{name}:v2") is False
+    assert await sandbox.list_snapshots().next_items() == []
+
+
 async def test_a_paused_sandbox_has_snapshots_too(
     e2b: E2B, sandbox: AsyncSandbox, name: str
 ) -> None:

@@ -183,7 +183,8 @@ class ControlPlane:
     async def delete_snapshot(self, request: Request) -> Response:
         reference = urllib.parse.unquote(request.path_params["reference"])
         snapshots = self._orchestrator.snapshots
-        snapshots.delete(snapshots.find(reference))
+        for snapshot in snapshots.find_all(reference):
+            snapshots.delete(snapshot)
         return Response(status_code=204)
 
     async def fork(self, request: Request) -> Response:

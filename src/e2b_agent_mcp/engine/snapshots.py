@@ -3,7 +3,7 @@
 Rules:
 - A snapshot is complete or absent, also after a power cut: its record is written when its files
   are on the disk, and removed before they are.
-- A name means the newest snapshot that was given it; the one before is removed.
+- A name and tag mean the newest snapshot that was given them; the one before is removed.
 - Files alone are kept. Memory is not, and is refused by name.
 """
 
@@ -53,12 +53,13 @@ class Snapshot:
         """What a client calls it."""
         return f"{NAMESPACE}/{self.name}:{self.tag}" if self.name else f"{self.id}:{self.tag}"
 
-    def is_meant_by(self, reference: str) -> bool:
-        """Without a tag, any is meant."""
+    def is_meant_by(self, reference: str, *, tag: str | None = None) -> bool:
+        """`tag` stands for one that is missing; None: any will do."""
         found = _REFERENCE.fullmatch(reference)
         if found is None or found["namespace"] not in (None, NAMESPACE):
             return False
-        return found["name"] in (self.id, self.name) and found["tag"] in (None, self.tag)
+        wanted = found["tag"] or tag
+        return found["name"] in (self.id, self.name) and wanted in (None, self.tag)
 
 
 class Snapshots:
@@ -96,10 +97,19 @@ class Snapshots:
         return self._snapshots.values()
 
     def find(self, reference: str) -> Snapshot:
-        meant = [s for s in self._snapshots.values() if s.is_meant_by(reference)]
+        """Without a tag, the one whose tag is `default`."""
+        every = self._snapshots.values()
+        meant = [s for s in every if s.is_meant_by(reference, tag=DEFAULT_TAG)]
         if not meant:
             raise SnapshotNotFound(reference)
         return max(meant, key=lambda snapshot: snapshot.created_at)
+
+    def find_all(self, reference: str) -> list[Snapshot]:
+        """Without a tag, those of all its tags."""
+        meant = [s for s in self._snapshots.values() if s.is_meant_by(reference)]
+        if not meant:
+            raise SnapshotNotFound(reference)
+        return meant
 
     async def take(self, sandbox_id: str, home: Path, name: str | None) -> Snapshot:
         """Of a home that nobody writes to meanwhile."""
