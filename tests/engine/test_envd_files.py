@@ -342,3 +342,10 @@ async def test_many_files_at_once(sandbox: AsyncSandbox) -> None:
         for number in range(50):
             tasks.start_soon(round_trip, number)
     assert len(await sandbox.files.list("many")) == 50
+
+
+async def test_a_time_that_no_calendar_has_hides_no_file(sandbox: AsyncSandbox) -> None:
+    await sandbox.commands.run("touch -d @100000000000000 /tmp/late; touch /tmp/now")
+    listed = {entry.name: entry for entry in await sandbox.files.list("/tmp")}
+    assert {"late", "now"} <= listed.keys()
+    assert listed["late"].modified_time.year == 9999

@@ -1,6 +1,7 @@
 """Watching directories, streamed (async SDK) and polled (sync SDK)."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import anyio
 import pytest
@@ -13,6 +14,10 @@ from e2b import (
     TimeoutException,
 )
 from e2b_code_interpreter import E2B, AsyncSandbox
+
+from e2b_agent_mcp.engine.guest.envd.inotify import DirectoryWatch
+from e2b_agent_mcp.engine.guest.envd.rpc import RpcError
+from e2b_agent_mcp.engine.guest.envd.watch import PolledWatch, Watch
 
 CREATE, WRITE = FilesystemEventType.CREATE, FilesystemEventType.WRITE
 REMOVE, RENAME = FilesystemEventType.REMOVE, FilesystemEventType.RENAME
@@ -167,3 +172,31 @@ def poll_until(poll: Callable[[], list[FilesystemEvent]], last: Seen) -> list[Se
         if last in seen:
             return seen
     raise AssertionError(seen)
+
+
+def test_what_cannot_be_watched_ends_neither_its_watch_nor_anything_else(e2b: E2B) -> None:
+    """A folder that is shut, and paths that are longer than a path may be."""
+    deep = "import os\nos.chdir('/tmp')\nfor _ in range(1500):\n os.mkdir('dd')\n os.chdir('dd')"
+    with e2b.Sandbox.create(timeout=120) as sandbox:
+        watch = sandbox.files.watch_dir("/tmp", recursive=True)
+        sandbox.commands.run("mkdir -m 000 /tmp/shut")
+        sandbox.run_code(deep)
+        sandbox.commands.run("touch /tmp/last")
+        seen = {name for _, name in poll_until(watch.get_new_events, (CREATE, "last"))}
+        assert {"shut", "dd", "dd/dd"} <= seen
+        assert sandbox.run_code("1 + 1").text == "2"
+
+
+async def test_events_that_nobody_takes_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("e2b_agent_mcp.engine.guest.envd.watch.MOST_EVENTS", 10)
+    directory = DirectoryWatch(str(tmp_path), recursive=False)
+    watch = PolledWatch(Watch(str(tmp_path), directory, with_entries=False))
+    for number in range(100):
+        (tmp_path / str(number)).touch()
+    with anyio.fail_after(5):
+        await watch.collect()
+    assert len(watch.take()) == 10
+    with pytest.raises(RpcError, match="lost"):
+        watch.take()

@@ -75,3 +75,25 @@ async def test_a_missing_language_is_refused_with_what_there_is(sandbox: AsyncSa
 @pytest.mark.parametrize("name", ["python", "Python", "py"])
 async def test_python_has_names(sandbox: AsyncSandbox, name: str) -> None:
     assert (await sandbox.run_code("1", language=name)).text == "1"
+
+
+@pytest.mark.parametrize("put", ["os.mkdir(log)", "os.mkfifo(log)"])
+async def test_what_code_puts_in_place_of_a_log_holds_nothing_up(
+    sandbox: AsyncSandbox, put: str
+) -> None:
+    context = await sandbox.create_code_context()
+    logs = "for log in glob.glob('/tmp/kernel-*/log'):"
+    code = f"import glob, os\n{logs}\n    os.unlink(log)\n    {put}"
+    assert (await sandbox.run_code(code, context=context)).error is None
+    with anyio.fail_after(20):
+        await sandbox.restart_code_context(context)
+        assert (await sandbox.run_code("1 + 1", context=context)).text == "2"
+
+
+async def test_a_context_that_is_ended_by_a_signal_without_a_name_says_which(
+    sandbox: AsyncSandbox,
+) -> None:
+    run = await sandbox.run_code("import os; os.kill(os.getpid(), 40)")
+    assert run.error is not None
+    assert "signal 40" in run.error.value
+    assert (await sandbox.run_code("1 + 1")).text == "2"

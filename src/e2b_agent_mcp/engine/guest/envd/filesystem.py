@@ -24,6 +24,8 @@ from .rpc import Call, Code, Fields, Reply, RpcError, unary
 
 METADATA_PREFIX = "user.e2b."  # of extended attributes
 NEW_DIRECTORY_MODE = 0o755
+# What a timestamp of the wire can say; a file can have any.
+EARLIEST, LATEST = -62_135_596_800 * 10**9, 253_402_300_799 * 10**9
 
 ERROR_CODES: dict[int, Code] = {
     errno.ENOENT: "not_found",
@@ -188,7 +190,7 @@ def _group_name(gid: int) -> str:
 
 
 def _timestamp(nanoseconds: int) -> str:
-    seconds, fraction = divmod(nanoseconds, 10**9)
+    seconds, fraction = divmod(min(max(nanoseconds, EARLIEST), LATEST), 10**9)
     moment = datetime.fromtimestamp(seconds, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{fraction:09d}Z"
 

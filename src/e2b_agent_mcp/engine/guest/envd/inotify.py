@@ -5,6 +5,7 @@ its own watch begins is reported as created, so that nothing is missed and nothi
 """
 
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,8 @@ MOVED_FROM, MOVED_TO = 0x40, 0x80
 QUEUE_OVERFLOW, IGNORED, IS_DIRECTORY = 0x4000, 0x8000, 0x40000000
 ONLY_DIRECTORY = 0x01000000
 WATCHED = CREATE | MODIFY | ATTRIB | DELETE | MOVED_FROM | MOVED_TO | ONLY_DIRECTORY
+
+LIMITS = (errno.ENOSPC, errno.EMFILE, errno.ENOMEM)  # of the system: watches, files, memory
 
 EVENT_HEAD = struct.Struct("iIII")  # watch descriptor, mask, cookie, length of the name
 BUFFER = 64 * 1024  # bytes
@@ -74,7 +77,7 @@ class DirectoryWatch:
         os.close(self._fd)
 
     async def changes(self) -> AsyncIterator[Change]:
-        """Endless; raises `ChangesLost`."""
+        """Endless; raises `ChangesLost`, or `OSError` when a limit of the system is reached."""
         while True:
             await anyio.wait_readable(self._fd)
             data = os.read(self._fd, BUFFER)
@@ -112,14 +115,20 @@ class DirectoryWatch:
                     yield Change(path, kind)
 
     def _look_into(self, directory: str) -> Iterator[Change]:
-        # It may be gone again, or replaced by something else, before we come to it.
-        with suppress(FileNotFoundError, NotADirectoryError):
-            self._add(directory)
-            for entry in os.scandir(directory):
-                self._announced.add(entry.path)
-                yield Change(entry.path, "CREATE")
-                if entry.is_dir(follow_symlinks=False):
-                    yield from self._look_into(entry.path)
+        waiting = [directory]  # no recursion: trees are as deep as programs make them
+        while waiting:
+            here = waiting.pop()
+            try:
+                self._add(here)
+                for entry in os.scandir(here):
+                    self._announced.add(entry.path)
+                    yield Change(entry.path, "CREATE")
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+            except OSError as error:
+                # Else it is gone again, replaced, shut, or its path is too long: others are not.
+                if error.errno in LIMITS:
+                    raise
 
     def _add(self, directory: str) -> None:
         path = os.fsencode(directory)

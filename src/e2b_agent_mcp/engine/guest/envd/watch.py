@@ -1,5 +1,6 @@
 """The watches of the `filesystem.Filesystem` service: streamed, or kept until they are polled."""
 
+import logging
 import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -18,6 +19,11 @@ from .rpc import Call, Emit, Fields, Reply, RpcError, server_stream, unary
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
+
+logger = logging.getLogger(__name__)
+
+MOST_EVENTS = 100_000  # that wait for a poll
+LOST = "more changes came than are kept: some events were lost"
 
 
 class Watches:
@@ -97,7 +103,9 @@ class Watch:
             async for change in self.directory.changes():
                 yield self._event(change)
         except ChangesLost as error:
-            message = "more changes came than the system keeps: some events were lost"
+            raise RpcError("resource_exhausted", LOST) from error
+        except OSError as error:
+            message = f"not all can be watched any more: {error.strerror}"
             raise RpcError("resource_exhausted", message) from error
 
     def _event(self, change: Change) -> Reply:
@@ -110,7 +118,10 @@ class Watch:
 
 
 class PolledWatch:
-    """A watch whose events wait for the next poll; they are kept until it is removed."""
+    """A watch whose events wait for the next poll; they are kept until it is removed.
+
+    Whatever goes wrong ends this watch alone, and the one who polls is told.
+    """
 
     def __init__(self, watch: Watch) -> None:
         self.scope = anyio.CancelScope()
@@ -122,9 +133,14 @@ class PolledWatch:
         with self.scope, self._watch.directory:
             try:
                 async for event in self._watch.events():
+                    if len(self._events) == MOST_EVENTS:
+                        raise RpcError("resource_exhausted", LOST)
                     self._events.append(event)
             except RpcError as error:
                 self._failure = error
+            except Exception:
+                logger.exception("a watch failed")
+                self._failure = RpcError("internal", "the watch failed")
 
     def take(self) -> list[Reply]:
         """The events since the last time; a failed watch says so once those are taken."""

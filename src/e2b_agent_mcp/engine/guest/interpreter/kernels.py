@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ from .nursery import ForkedKernel
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 LOG_TAIL = 2000  # characters
+LONGEST_CHARACTER = 4  # bytes
 KILL_TIMEOUT = 2.0  # seconds; a process in uninterruptible sleep is left to the box
 
 
@@ -97,7 +99,7 @@ class KernelProcess:
         if code == -signal.SIGKILL:
             return "was killed by code in the sandbox, or by the machine that it is on"
         if code is not None and code < 0:
-            return f"was ended by {signal.Signals(-code).name}"
+            return f"was ended by {_name_of(-code)}"
         return "ended" if code is None else f"exited with status {code}"
 
 
@@ -165,6 +167,25 @@ def _pid_of(pidfd: int) -> int:
     raise ProcessLookupError
 
 
+def _name_of(number: int) -> str:
+    """Most real-time signals have no name."""
+    with suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
 def _read_tail(log: Path) -> str:
-    text = log.read_text(errors="replace") if log.exists() else ""
+    """Of whatever is there now: code in the sandbox can have put anything in its place."""
+    try:
+        fd = os.open(log, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            return ""
+        length = LOG_TAIL * LONGEST_CHARACTER
+        text = os.pread(fd, length, max(0, found.st_size - length)).decode(errors="replace")
+    finally:
+        os.close(fd)
     return COLOURS.sub("", text)[-LOG_TAIL:].strip()
