@@ -303,6 +303,41 @@ async def test_a_signed_url_opens_its_file_and_no_other(
         await other.kill()
 
 
+@pytest.mark.parametrize(
+    ("asked", "status", "content", "told"),
+    [
+        pytest.param("bytes=2-4", 206, "234", "bytes 2-4/10", id="a part"),
+        pytest.param("bytes=7-", 206, "789", "bytes 7-9/10", id="from"),
+        pytest.param("bytes=-2", 206, "89", "bytes 8-9/10", id="the end"),
+        pytest.param("bytes=8-99", 206, "89", "bytes 8-9/10", id="beyond the end"),
+        pytest.param("bytes=-99", 206, "0123456789", "bytes 0-9/10", id="more than there is"),
+        pytest.param("bytes=0-0,2-3", 200, "0123456789", None, id="several"),
+        pytest.param("bytes=4-2", 200, "0123456789", None, id="backwards"),
+        pytest.param("lines=1-2", 200, "0123456789", None, id="another unit"),
+    ],
+)
+async def test_a_download_can_be_taken_up_where_it_ended(
+    http: httpx.AsyncClient,
+    sandbox: AsyncSandbox,
+    asked: str,
+    status: int,
+    content: str,
+    told: str | None,
+) -> None:
+    await sandbox.files.write("digits", "0123456789")
+    answer = await http.get(sandbox.download_url("digits"), headers={"Range": asked})
+    assert (answer.status_code, answer.text) == (status, content)
+    assert answer.headers.get("content-range") == told
+
+
+async def test_a_download_from_beyond_the_end_is_refused(
+    http: httpx.AsyncClient, sandbox: AsyncSandbox
+) -> None:
+    await sandbox.files.write("digits", "0123456789")
+    answer = await http.get(sandbox.download_url("digits"), headers={"Range": "bytes=10-"})
+    assert (answer.status_code, answer.headers["content-range"]) == (416, "bytes */10")
+
+
 async def test_a_signed_url_expires(http: httpx.AsyncClient, sandbox: AsyncSandbox) -> None:
     url = sandbox.download_url("a.txt", use_signature_expiration=-10)
     answer = await http.get(url)

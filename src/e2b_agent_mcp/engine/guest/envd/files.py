@@ -6,6 +6,7 @@ read to its end before it is answered, else the client may meet a reset instead 
 """
 
 import os
+import re
 import stat
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -31,8 +32,14 @@ CHUNK = 1024 * 1024  # bytes; each costs a walk to a thread and back
 GZIP = zlib.MAX_WBITS | 16  # zlib's number for the gzip format
 GZIP_LEVEL = 1  # the other end is near: compressing must not cost more than sending
 METADATA_HEADER = "x-metadata-"
+MEDIA_TYPE = "application/octet-stream"
+PARTIAL_CONTENT = 206
+NOT_THAT_LONG = 416
 CLIENT_GONE = 499  # nobody reads it
 DISK_FULL = 507
+
+
+_RANGE = re.compile("bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 class FileStart(NamedTuple):
@@ -78,14 +85,49 @@ async def _download(home: Path, request: Request, body: AsyncIterator[bytes]) ->
     size = os.fstat(file.fileno()).st_size
     name = quote(os.fsencode(os.path.basename(path)), safe="")
     headers = {"content-disposition": f"attachment; filename*=UTF-8''{name}"}
+    part = _part_of(request.headers, size)
+    if part is not None:
+        return _answer_part(file, size, part, headers)
     if _wants_gzip(request.headers):
         headers |= {"content-encoding": "gzip", "vary": "accept-encoding"}
         content = _compress(_read(file, size))
     else:
         content = _read(file, size)
         if size:
-            headers["content-length"] = str(size)
-    return StreamingResponse(content, headers=headers, media_type="application/octet-stream")
+            headers |= {"content-length": str(size), "accept-ranges": "bytes"}
+    return StreamingResponse(content, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _answer_part(file: BinaryIO, size: int, part: range, headers: dict[str, str]) -> Response:
+    if not part:
+        file.close()
+        message = f"the file has {size} bytes"
+        headers = {"content-range": f"bytes */{size}"}
+        return JSONResponse({"code": NOT_THAT_LONG, "message": message}, NOT_THAT_LONG, headers)
+    file.seek(part.start)
+    headers |= {
+        "content-range": f"bytes {part.start}-{part.stop - 1}/{size}",
+        "content-length": str(len(part)),
+    }
+    content = _read(file, len(part))
+    return StreamingResponse(content, PARTIAL_CONTENT, headers, MEDIA_TYPE)
+
+
+def _part_of(headers: Headers, size: int) -> range | None:
+    """The bytes that are asked for, empty where the file has none; None: all of it.
+
+    Several parts at once are answered with all, as is `If-Range`: no answer says what it would
+    compare with.
+    """
+    asked = _RANGE.fullmatch(headers.get("range", ""))
+    if asked is None or "if-range" in headers or not size:
+        return None
+    first, last = (int(text) if text else None for text in asked.groups())
+    if first is None:
+        return None if last is None else range(max(size - last, 0), size)
+    if last is None or first <= last:
+        return range(min(first, size), size if last is None else min(last + 1, size))
+    return None
 
 
 def _wants_gzip(headers: Headers) -> bool:
