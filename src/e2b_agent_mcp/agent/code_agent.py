@@ -4,8 +4,6 @@ Everything here blocks. A reply that was cut off at its longest is never run: sm
 its code block and run the half; here the model is told instead.
 """
 
-import json
-import re
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +16,15 @@ from smolagents.utils import AgentGenerationError, AgentParsingError
 from e2b_agent_mcp.agent.executor import WorkspaceExecutor
 from e2b_agent_mcp.agent.llm import Reply, Request
 from e2b_agent_mcp.agent.messages import has_images, to_messages
-from e2b_agent_mcp.agent.prompts import CLOSING, OPENING, Conditions, templates
+from e2b_agent_mcp.agent.prompts import Conditions, templates
+from e2b_agent_mcp.agent.replies import (
+    CLOSING,
+    OPENING,
+    REPLY_FORMAT,
+    from_json,
+    tidy,
+    to_json,
+)
 from e2b_agent_mcp.errors import ModelContextError, ModelError
 
 if TYPE_CHECKING:
@@ -31,7 +37,10 @@ TOO_LONG = (
     "Write less: do the task in smaller steps."
 )
 
-_FENCE = re.compile(r"^```[a-z]*\n(.*?)\n?```\s*$", re.DOTALL)
+NO_CODE = (
+    "No code was found in your reply, so none was run. Reply in the form that was asked for. When "
+    "the task is done, the code calls final_answer with the result."
+)
 
 
 class ReplyCut(Exception):
@@ -44,9 +53,15 @@ class AgentModel(Model):
     """Asks by `ask`, which blocks and is called in the agent's thread."""
 
     def __init__(
-        self, ask: Callable[[Request, bool], Reply], *, model_id: str, images: bool
+        self,
+        ask: Callable[[Request, bool], Reply],
+        *,
+        model_id: str,
+        images: bool,
+        as_json: bool,
     ) -> None:
         super().__init__(model_id=model_id)
+        self._as_json = as_json
         self._ask = ask
         self._images = images
         self._shorten = False
@@ -62,14 +77,15 @@ class AgentModel(Model):
     ) -> ChatMessage:
         # smolagents asks for a step with stop sequences, and without for the last answer.
         is_last = stop_sequences is None
-        stop = [] if is_last or response_format else [CLOSING]
-        options = {"response_format": response_format} if response_format else {}
+        as_json = self._as_json and not is_last
+        stop = [] if is_last or as_json else [CLOSING]
+        options = {"response_format": REPLY_FORMAT} if as_json else {}
         reply = self._said(messages, stop, options, is_last)
         if not reply.complete and not is_last:
             raise ReplyCut(reply.text)
         return ChatMessage(
             role=MessageRole.ASSISTANT,
-            content=reply.text if response_format else tidy(reply.text),
+            content=from_json(reply.text) if as_json else tidy(reply.text),
             token_usage=TokenUsage(reply.usage.input_tokens, reply.usage.output_tokens),
         )
 
@@ -82,7 +98,7 @@ class AgentModel(Model):
     ) -> Reply:
         """Asks, and once more with less where less may help; later calls then send less too."""
         while True:
-            messages = to_messages(memory, images=self._images, shorten=self._shorten)
+            messages = self._messages(memory)
             request = Request(messages=messages, stop=stop, options=options)
             try:
                 return self._ask(request, is_last)
@@ -96,9 +112,16 @@ class AgentModel(Model):
                     raise
                 self._images = False
 
+    def _messages(self, memory: Sequence[ChatMessage]) -> list[dict[str, object]]:
+        messages = to_messages(memory, images=self._images, shorten=self._shorten)
+        for message in messages if self._as_json else ():
+            if message["role"] == "assistant":
+                message["content"] = to_json(str(message["content"]))
+        return messages
+
 
 class SessionAgent(CodeAgent):
-    """A `CodeAgent` that is told when its reply was cut off."""
+    """A `CodeAgent` that is told when its reply was cut off or has no code."""
 
     def _step_stream(self, memory_step: ActionStep) -> Generator[Any, None, None]:
         try:
@@ -108,6 +131,8 @@ class SessionAgent(CodeAgent):
                 raise
             memory_step.model_output = exc.__cause__.text[:LONGEST_CUT_REPLY] + "…"
             raise AgentParsingError(TOO_LONG, self.logger) from None
+        except AgentParsingError:
+            raise AgentParsingError(NO_CODE, self.logger) from None
 
 
 def build(
@@ -123,7 +148,6 @@ def build(
         executor=executor,
         prompt_templates=cast("PromptTemplates", templates(conditions)),
         code_block_tags=(OPENING, CLOSING),
-        use_structured_outputs_internally=conditions.as_json,
         max_steps=conditions.max_steps,
         additional_authorized_imports=["*"],
         step_callbacks={ActionStep: on_step},
@@ -134,23 +158,3 @@ def build(
 def silent_logger() -> AgentLogger:
     """smolagents prints what happens; here events tell it."""
     return AgentLogger(level=LogLevel.OFF)
-
-
-def tidy(text: str) -> str:
-    """Nothing after the first code block, and no Markdown fence inside of it."""
-    before, opening, rest = text.partition(OPENING)
-    if not opening:
-        return text
-    code = rest.partition(CLOSING)[0].strip("\n")
-    fenced = _FENCE.match(code.strip())
-    return f"{before}{OPENING}\n{fenced.group(1) if fenced else code}\n{CLOSING}"
-
-
-def thought_of(text: str) -> str:
-    """What a reply says beside its code."""
-    if text.lstrip().startswith("{"):
-        try:
-            return str(json.loads(text).get("thought", "")).strip()
-        except (ValueError, AttributeError):
-            return text.strip()
-    return re.split(rf"{OPENING}|```", text, maxsplit=1)[0].strip()

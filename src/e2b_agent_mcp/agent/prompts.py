@@ -1,54 +1,42 @@
 """What the agent is told. Our own system prompt: smolagents' takes five times the tokens, of which
 every call pays all, and its examples call tools that do not exist here.
-
-The tags are ours as well: `<code>` is found in any web page that the agent may write.
 """
 
 from dataclasses import dataclass
 
+from e2b_agent_mcp.agent.replies import CLOSING, OPENING, to_json
 from e2b_agent_mcp.agent.text import quoted
-from e2b_agent_mcp.agent.workspace import Facts
+from e2b_agent_mcp.agent.workspace import Facts, Observation
 
-OPENING = "<python>"
-CLOSING = "</python>"
-
-_SYSTEM = f"""\
+_INTRODUCTION = """\
 You solve tasks by writing Python. It runs in an isolated Linux sandbox, in an interpreter that \
 works like a notebook: variables, imports and files stay from step to step.
 
-Each of your replies is one step: say in a sentence or two what you do and why, then write one \
-block of code. Then you are shown what it printed and displayed.
+Each of your replies is one step{form} Then you are shown what it printed and displayed.
 
-Task: What is the average price in sales.csv?
-I look at the file first.
-{OPENING}
-import pandas as pd
-df = pd.read_csv("sales.csv")
-print(df.head(), df.dtypes)
-{CLOSING}
-<output>...</output>
-The column is called price and has no gaps.
-{OPENING}
-final_answer(float(df["price"].mean()))
-{CLOSING}
-
+Task: Add up the digits of 2 to the power of 10.
 """
+_FORM_TEXT = """\
+: say in a sentence or two what you do and why, then write one block of code."""
+_FORM_JSON = """\
+, a JSON object: "thought" says briefly what you do and why, "code" is the Python to run, line by \
+line."""
 
-_SYSTEM_JSON = """\
-You solve tasks by writing Python. It runs in an isolated Linux sandbox, in an interpreter that \
-works like a notebook: variables, imports and files stay from step to step.
+# A small model copies it where its task looks alike: after an example with a file it opened that
+# file, after one that summed digits in a line it summed digits. `tests/test_real_llm.py` tells.
+_EXAMPLE = f"""\
+I go through the digits of the power.
+{OPENING}
+total = 0
+for digit in str(2**10):
+    total += int(digit)
+final_answer(total)
+{CLOSING}"""
 
-Each of your replies is one step, a JSON object: "thought" says briefly what you do and why, \
-"code" is the Python to run. Then you are shown what it printed and displayed.
+_RULES = """
 
-Task: What is 2 to the power of 10?
-{"thought": "I compute it.", "code": "final_answer(2**10)"}
-
-"""
-
-_RULES = """\
 Rules:
-- print() what you need to know; long output is cut.
+- Look at data before you use it: print() what you need to know; long output is cut.
 - When you know the result, and only then, call final_answer(value) once: a number, text, list, \
 dict or table, as the task asks. It ends the task, and the user sees only it, your plots and files.
 - Plot with matplotlib and plt.show(): the user sees every figure.
@@ -68,6 +56,12 @@ be answered, in plain text, without code. Say what is missing.
 {{task}}
 """
 
+NOTHING_SHOWN = "Nothing was printed."
+GO_ON = "Print what you need, or call final_answer with the result."
+SAME_AGAIN = (
+    "This code was the same as before. Call final_answer with the result, or write other code."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
@@ -86,7 +80,9 @@ def system_prompt(conditions: Conditions) -> str:
         max_steps=conditions.max_steps,
         network="the internet can be reached" if conditions.network else "none",
     )
-    return (_SYSTEM_JSON if conditions.as_json else _SYSTEM) + rules
+    if conditions.as_json:
+        return _INTRODUCTION.format(form=_FORM_JSON) + to_json(_EXAMPLE) + rules
+    return _INTRODUCTION.format(form=_FORM_TEXT) + _EXAMPLE + rules
 
 
 def task_prompt(task: str, facts: Facts, news: str = "") -> str:
@@ -103,6 +99,23 @@ def task_prompt(task: str, facts: Facts, news: str = "") -> str:
             lines.append(f"{title}:{start}{separator.join(items)}")
     found = f"\n\nWhat is in the sandbox now:\n{quoted(chr(10).join(lines))}"
     return task.strip() + (found if lines else "") + (f"\n\n{news}" if news else "")
+
+
+def shown(seen: Observation, *, again: bool = False) -> str:
+    """What the model is shown of a run of its code, besides an error; `again`: of the same code.
+
+    A small model repeats its code for ever unless it sees what it has and how to go on.
+    """
+    parts = [quoted(seen.output)] if seen.output else []
+    if not seen.output and not seen.error:
+        parts.append(NOTHING_SHOWN)
+        if seen.variables:
+            parts.append("Variables:\n" + quoted("\n".join(seen.variables)))
+    if again:
+        parts.append(SAME_AGAIN)
+    elif not seen.output and not seen.error:
+        parts.append(GO_ON)
+    return "\n".join(parts)
 
 
 def templates(conditions: Conditions) -> dict[str, object]:

@@ -38,8 +38,9 @@ from e2b_agent_mcp.agent.events import (
     Usage,
 )
 from e2b_agent_mcp.agent.llm import AskClient, Llm, Reply, Request, estimate, sees
-from e2b_agent_mcp.agent.prompts import Conditions, task_prompt
-from e2b_agent_mcp.agent.text import quoted
+from e2b_agent_mcp.agent.prompts import Conditions, shown, task_prompt
+from e2b_agent_mcp.agent.replies import from_json, thought_of
+from e2b_agent_mcp.agent.variables import showing_variables
 from e2b_agent_mcp.agent.workspace import Observation, Workspace
 from e2b_agent_mcp.errors import E2BAgentError, ModelError
 from e2b_agent_mcp.lifecycle import Lease
@@ -55,8 +56,6 @@ logger = logging.getLogger(__name__)
 
 LARGEST_CAP = 32_000  # tokens; a reply that may be longer than this needs no cap of ours
 CUT_SHORT = "The code did not run to its end."
-# A small model repeats the same assignment for ever unless it is told how to go on.
-NOTHING_SHOWN = "(nothing was printed; print what you need, or call final_answer with the result)"
 
 
 async def ignore(event: AgentEvent) -> None:
@@ -92,6 +91,7 @@ class AgentRunner:
         self._task = task
         self._lease = lease
         self._settings = settings.agent
+        self._as_json = settings.agent.replies == "json"
         self._network = settings.e2b.api_key is not None or settings.engine.network == "public"
         self._budget = budget or Budget.of(settings.agent)
         self._memory = tuple(memory)
@@ -187,13 +187,13 @@ class AgentRunner:
         log = silent_logger()
         self._executor = WorkspaceExecutor(self._execute, log)
         self._agent = build(
-            AgentModel(self._ask, model_id=self.model, images=self._vision),
+            AgentModel(self._ask, model_id=self.model, images=self._vision, as_json=self._as_json),
             self._executor,
             Conditions(
                 max_steps=self._budget.max_steps,
                 step_timeout=self._settings.step_timeout,
                 network=self._network,
-                as_json=self._settings.replies == "json",
+                as_json=self._as_json,
             ),
             on_step=self._record,
         )
@@ -254,8 +254,8 @@ class AgentRunner:
         if isinstance(action.error, AgentMaxStepsError) or action.model_output is None:
             return
         if seen is not None:
-            shown = seen.output or ("" if seen.error else NOTHING_SHOWN)
-            action.observations = quoted(shown) if shown else None
+            again = bool(self._steps) and action.code_action == self._steps[-1].code
+            action.observations = shown(seen, again=again) or None
             if self._vision and seen.images:
                 # Typed for PIL's; only `messages` reads them, and it takes ours undecoded.
                 action.observations_images = cast("Any", list(seen.images))
@@ -303,19 +303,17 @@ class AgentRunner:
     # In the event loop.
 
     async def _reply(self, request: Request, is_last: bool) -> Reply:
-        from e2b_agent_mcp.agent.code_agent import thought_of
-
         number = len(self._steps) + 1
         if not is_last and number != self._number:
             self._number, self._before = number, self._usage()
             await self._tell(StepStarted(number=number))
         reply = await self._llm.ask(request)
-        self._thought = thought_of(reply.text)
+        self._thought = thought_of(from_json(reply.text) if self._as_json else reply.text)
         return reply
 
     async def _observe(self, code: str, timeout: float) -> Observation:
         await self._tell(CodeStarted(number=self._number, thought=self._thought, code=code))
-        return await self._workspace.run(code, timeout=timeout)
+        return await self._workspace.run(showing_variables(code), timeout=timeout)
 
     async def _finished(self, step: Step) -> None:
         await self._tell(StepFinished(step=step))

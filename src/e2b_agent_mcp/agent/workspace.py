@@ -52,9 +52,11 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """One run of code. `output` is all that it printed and displayed, `error` why it failed."""
+    """One run of code. `output` is all that it printed and displayed, `error` why it failed;
+    `variables` are those that it set, if it was run by `showing_variables`."""
 
     output: str = ""
+    variables: tuple[str, ...] = ()
     error: str = ""
     result: str | None = None  # text of its last expression
     answer: Answer | None = None
@@ -139,6 +141,7 @@ def observe(run: Run, *, timeout: float, image_bytes: float = MOST_IMAGE_BYTES) 
     answer = next((found for item in payloads if (found := _answer(item)) is not None), None)
     return Observation(
         output=_output(run.execution, len(images), left_out),
+        variables=_variables(payloads),
         error="" if answer is not None else _error(run, timeout),
         result=_main_text(run.execution.results),
         answer=answer,
@@ -251,6 +254,11 @@ def _facts(execution: "Execution") -> Facts:
                 files=_list(payload.get("files")),
             )
     return Facts()
+
+
+def _variables(payloads: list[dict[str, object]]) -> tuple[str, ...]:
+    shown = (item.get("variables") for item in payloads if item.get("kind") == "variables")
+    return _list(next(shown, None))
 
 
 def _fact(value: object) -> str:

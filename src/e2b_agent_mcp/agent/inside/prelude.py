@@ -1,8 +1,8 @@
 """Runs in the session's interpreter, in a namespace of its own, before the agent's first code.
 
-Only `final_answer` is put among the user's names. An answer and the facts about the session leave
-the sandbox as displayed data of a MIME type of ours: a bare `except:` around `final_answer` cannot
-swallow what was sent already.
+Only `final_answer` and `_agent_shows` are put among the user's names. An answer and what is told of
+the session leave the sandbox as displayed data of a MIME type of ours: a bare `except:` around
+`final_answer` cannot swallow what was sent already.
 """
 
 import importlib.metadata
@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import reprlib
 import sys
 import types
 from itertools import islice
@@ -24,12 +25,16 @@ LONGEST_TEXT = 20_000
 MOST_ROWS = 1000  # of a table
 MOST_NAMES = 40
 DEEPEST = 20
+LONGEST_KIND = 150  # characters that tell of a variable
 HIDDEN = {"In", "Out", "exit", "quit", "open", "get_ipython", "final_answer"}
 NOTABLE = (
     *("numpy", "pandas", "polars", "matplotlib", "seaborn", "plotly", "scikit-learn", "scipy"),
     *("statsmodels", "sympy", "pillow", "opencv-python", "requests", "httpx", "beautifulsoup4"),
     *("lxml", "openpyxl", "pyarrow", "nltk", "textblob", "spacy", "torch", "xgboost", "networkx"),
 )
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring = 3, 10, 10, 60
 
 
 class FinalAnswer(BaseException):
@@ -46,6 +51,12 @@ def final_answer(answer: Any = None) -> None:
         display(answer)
     _send({"kind": "answer", **_forms(answer)})
     raise FinalAnswer
+
+
+def show_variables(*names: str) -> None:
+    """Tells what the agent's code has put into them, where they are."""
+    values = get_ipython().user_ns
+    _send({"kind": "variables", "variables": [_told(n, values[n]) for n in names if n in values]})
 
 
 def tell_facts() -> None:
@@ -138,7 +149,7 @@ def _packages() -> list[str]:
 def _variables() -> list[str]:
     names = get_ipython().user_ns
     shown = [
-        f"{name}: {_kind(value)}"
+        _told(name, value)
         for name, value in list(names.items())
         if not name.startswith("_") and name not in HIDDEN
         if not isinstance(value, types.ModuleType)
@@ -146,20 +157,32 @@ def _variables() -> list[str]:
     return shown[-MOST_NAMES:]
 
 
+def _told(name: str, value: Any) -> str:
+    return f"{name}: {_kind(value)}"
+
+
 def _kind(value: Any) -> str:
     kind = type(value).__name__
     try:
         if isinstance(value, (bool, int, float, str)):
-            return f"{kind} = {value!r:.60}"
+            return f"{kind} = {_SHORT.repr(value)}"[:LONGEST_KIND]
         if _is_frame(value):
-            return f"{kind} {value.shape}, columns {', '.join(map(str, value.columns))}"[:150]
+            columns = ", ".join(map(str, value.columns))
+            return f"{kind} {value.shape}, columns {columns}"[:LONGEST_KIND]
         if (shape := getattr(value, "shape", None)) is not None:
             return f"{kind} {shape}"[:80]
         if isinstance(value, (list, tuple, set, dict)):
-            return f"{kind} of {len(value)}"
+            return f"{kind} of {len(value)}: {_SHORT.repr(_first(value))}"[:LONGEST_KIND]
     except Exception:  # a property of a value can raise anything
         return kind
     return kind
+
+
+def _first(value: Any) -> Any:
+    """So many items as `_SHORT` shows, and one more: it would sort all of a large set or dict."""
+    if isinstance(value, dict):
+        return dict(islice(value.items(), _SHORT.maxdict + 1))
+    return list(islice(value, _SHORT.maxlist + 1))
 
 
 def _files() -> list[str]:
@@ -173,4 +196,4 @@ def _files() -> list[str]:
     return shown[:MOST_NAMES]
 
 
-get_ipython().user_ns["final_answer"] = final_answer
+get_ipython().user_ns.update(final_answer=final_answer, _agent_shows=show_variables)
