@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -42,7 +43,7 @@ from e2b_agent_mcp.lifecycle import (
     stopping,
 )
 from e2b_agent_mcp.lifecycle import lease as lease_module
-from e2b_agent_mcp.lifecycle.claims import NOTE, Claims
+from e2b_agent_mcp.lifecycle.claims import NOTE
 from e2b_agent_mcp.lifecycle.control import Control
 from e2b_agent_mcp.lifecycle.transitions import Transitions
 from e2b_agent_mcp.lifecycle.warm import WarmPool
@@ -65,6 +66,7 @@ from faults import (
     answer,
     hang_after,
     no_faults,
+    not_json,
     reset_after,
 )
 
@@ -85,6 +87,12 @@ async def key(engine: EngineAddress) -> AsyncIterator[SessionKey]:
     async with SandboxManager(SETTINGS, connect=Connector(engine)) as manager:
         for session in await manager.list_sessions(owner):
             await manager.end_session(SessionKey(owner, session.name))
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Settings:
+    """Of a server on another machine: the two do not take turns."""
+    return replace(SETTINGS, engine=EngineSettings(state_dir=tmp_path))
 
 
 async def text(lease: Lease, code: str) -> str | None:
@@ -111,6 +119,11 @@ async def started(lease: Lease, code: str) -> AsyncIterator[list[Run]]:
         with anyio.fail_after(30):
             await printed.wait()
         yield runs
+
+
+async def use_once(manager: SandboxManager, key: SessionKey) -> None:
+    async with manager.lease(key) as lease:
+        await text(lease, "1")
 
 
 # One sandbox per session
@@ -178,7 +191,7 @@ async def test_a_server_that_was_killed_finds_its_sandbox_again(
 
 
 async def test_two_servers_that_create_at_once_end_with_one_sandbox(
-    engine: EngineAddress, key: SessionKey
+    engine: EngineAddress, key: SessionKey, elsewhere: Settings
 ) -> None:
     used: list[str] = []
 
@@ -188,7 +201,7 @@ async def test_two_servers_that_create_at_once_end_with_one_sandbox(
 
     async with (
         SandboxManager(SETTINGS, connect=Connector(engine)) as one,
-        SandboxManager(SETTINGS, connect=Connector(engine)) as two,
+        SandboxManager(elsewhere, connect=Connector(engine)) as two,
     ):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(use, one)
@@ -199,7 +212,7 @@ async def test_two_servers_that_create_at_once_end_with_one_sandbox(
 
 
 async def test_a_server_that_could_not_look_for_another_looks_again(
-    engine: EngineAddress, key: SessionKey, monkeypatch: pytest.MonkeyPatch
+    engine: EngineAddress, key: SessionKey, monkeypatch: pytest.MonkeyPatch, elsewhere: Settings
 ) -> None:
     """Another one created first; this one's listing fails just when it would have told."""
     monkeypatch.setattr(control, "RETRY_DELAYS", ())
@@ -213,7 +226,7 @@ async def test_a_server_that_could_not_look_for_another_looks_again(
     async with (
         FaultProxy.serve(engine) as proxy,
         SandboxManager(SETTINGS, connect=Connector(engine)) as one,
-        SandboxManager(SETTINGS, connect=Connector(proxy.address)) as two,
+        SandboxManager(elsewhere, connect=Connector(proxy.address)) as two,
     ):
         proxy.program = Script(create=[gate])
         async with anyio.create_task_group() as tasks:
@@ -228,6 +241,70 @@ async def test_a_server_that_could_not_look_for_another_looks_again(
             assert second.sandbox_id == first.sandbox_id
             assert await text(second, "x") == "42"
         assert len(await one._control.find({"owner": key.owner})) == 1
+
+
+async def test_the_time_of_code_does_not_pass_while_another_server_runs_its_own(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    code = "import time; print('running', flush=True); time.sleep(1); x = 42; x"
+
+    async def run_shortly(manager: SandboxManager) -> None:
+        async with manager.lease(key) as lease:
+            run = await lease.run_code("x", timeout=0.5)
+            assert (run.status, run.execution.text) == ("ok", "42")
+
+    async with (
+        SandboxManager(SETTINGS, connect=Connector(engine)) as one,
+        SandboxManager(SETTINGS, connect=Connector(engine)) as two,
+        anyio.create_task_group() as tasks,
+    ):
+        async with one.lease(key) as first, started(first, code) as runs:
+            tasks.start_soon(run_shortly, two)
+        assert [run.execution.text for run in runs] == ["42"]
+
+
+async def test_servers_that_cannot_take_turns_do_without(
+    engine: EngineAddress, key: SessionKey, tmp_path: Path
+) -> None:
+    (tmp_path / "turns").touch()  # no folder
+    settings = replace(SETTINGS, engine=EngineSettings(state_dir=tmp_path))
+    async with SandboxManager(settings, connect=Connector(engine)) as manager:
+        await use_once(manager, key)
+        await use_once(manager, key)
+
+
+async def test_a_turn_that_is_over_leaves_nothing(
+    engine: EngineAddress, key: SessionKey, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, engine=EngineSettings(state_dir=tmp_path))
+    async with SandboxManager(settings, connect=Connector(engine)) as manager:
+        async with manager.lease(key):
+            assert len([*(tmp_path / "turns").iterdir()]) == 1
+        assert [*(tmp_path / "turns").iterdir()] == []
+
+
+async def test_a_server_that_ended_a_session_gives_way_like_any_other(
+    engine: EngineAddress, key: SessionKey, elsewhere: Settings
+) -> None:
+    """It counts the session's sandboxes from the one that was ended, the other one does not."""
+    gate = Gate("before")
+    async with (
+        FaultProxy.serve(engine) as proxy,
+        SandboxManager(SETTINGS, connect=Connector(proxy.address)) as one,
+        SandboxManager(elsewhere, connect=Connector(engine)) as two,
+    ):
+        await use_once(one, key)
+        await one.end_session(key)
+        proxy.program = Script(create=[gate])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(use_once, one, key)
+            await gate.reached.wait()
+            async with two.lease(key) as first:
+                await text(first, "x = 42")
+            gate.opened.set()
+        async with one.lease(key) as second:
+            assert second.sandbox_id == first.sandbox_id
+            assert await text(second, "x") == "42"
 
 
 async def test_a_call_cancelled_while_creating_leaves_the_sandbox_to_the_next(
@@ -910,6 +987,60 @@ async def test_a_new_session_gets_a_warm_sandbox_and_keeps_it_across_servers(
             await e2b.AsyncSandbox.kill(left)
 
 
+async def test_a_gateways_page_is_not_taken_for_what_a_claim_says(
+    engine: EngineAddress, key: SessionKey, e2b: E2B
+) -> None:
+    new = SessionKey(key.owner, "new")
+    async with SandboxManager(limited(warm=1), connect=Connector(engine)) as manager:
+        await use_once(manager, key)
+        await warm_ones(e2b, key.owner, 1)
+        async with manager.lease(new) as claimed:
+            await text(claimed, "x = 42")
+        left = await warm_ones(e2b, key.owner, 2) - {claimed.sandbox_id}
+    async with (
+        FaultProxy.serve(engine) as proxy,
+        SandboxManager(limited(), connect=Connector(proxy.address)) as other,
+    ):
+        proxy.program = Always(not_json, "files")
+        with pytest.raises(SandboxUnavailableError):
+            await use_once(other, new)
+        proxy.program = no_faults
+        async with other.lease(new) as lease:
+            assert lease.sandbox_id == claimed.sandbox_id
+            assert await text(lease, "x") == "42"
+    for sandbox_id in left:
+        await e2b.AsyncSandbox.kill(sandbox_id)
+
+
+async def test_a_sandbox_that_paused_while_its_claim_was_looked_for_lives_on(
+    engine: EngineAddress, key: SessionKey, e2b: E2B
+) -> None:
+    """To connect resumes it, which an extension of a second would have ended."""
+    new = SessionKey(key.owner, "new")
+    connecting = Gate("before")
+    async with SandboxManager(limited(warm=1), connect=Connector(engine)) as manager:
+        await use_once(manager, key)
+        await warm_ones(e2b, key.owner, 1)
+        async with manager.lease(new) as claimed:
+            pass
+        left = await warm_ones(e2b, key.owner, 2) - {claimed.sandbox_id}
+    for sandbox_id in left:
+        await e2b.AsyncSandbox.kill(sandbox_id)
+    async with (
+        FaultProxy.serve(engine) as proxy,
+        SandboxManager(limited(), connect=Connector(proxy.address)) as other,
+    ):
+        proxy.program = Script(connect=[connecting])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(other.list_sessions, key.owner)
+            await connecting.reached.wait()
+            await e2b.AsyncSandbox.pause(claimed.sandbox_id)
+            connecting.opened.set()
+        info = await e2b.AsyncSandbox.get_info(claimed.sandbox_id)
+        assert (info.end_at - datetime.now(UTC)).total_seconds() > 60
+        assert await other.end_session(new)
+
+
 async def test_a_claimed_sandbox_that_paused_is_found_by_another_server(
     engine: EngineAddress, key: SessionKey, e2b: E2B
 ) -> None:
@@ -999,7 +1130,7 @@ async def test_a_warm_sandbox_takes_no_place_that_was_taken_while_its_price_was_
 
     control = Control(SETTINGS, connect, Transitions(), Terms(60))
     maker = Maker("instance", "server")
-    warm = WarmPool(1, control, Claims(control), pool, maker, time.monotonic, may_spend)
+    warm = WarmPool(1, control, pool, maker, time.monotonic, may_spend)
     async with anyio.create_task_group() as tasks:
         warm.look_after(key.owner, tasks)
         await anyio.wait_all_tasks_blocked()
@@ -1008,10 +1139,11 @@ async def test_a_warm_sandbox_takes_no_place_that_was_taken_while_its_price_was_
 
 
 async def test_two_servers_that_claim_at_once_end_with_one_sandbox(
-    engine: EngineAddress, key: SessionKey, e2b: E2B
+    engine: EngineAddress, key: SessionKey, e2b: E2B, elsewhere: Settings
 ) -> None:
     new = SessionKey(key.owner, "new")
     used: list[str] = []
+    warm_elsewhere = replace(elsewhere, sandboxes=limited(warm=1).sandboxes)
 
     async def use(manager: SandboxManager) -> None:
         async with manager.lease(new) as lease:
@@ -1020,7 +1152,7 @@ async def test_two_servers_that_claim_at_once_end_with_one_sandbox(
 
     async with (
         SandboxManager(limited(warm=1), connect=Connector(engine)) as one,
-        SandboxManager(limited(warm=1), connect=Connector(engine)) as two,
+        SandboxManager(warm_elsewhere, connect=Connector(engine)) as two,
     ):
         for manager in (one, two):
             async with manager.lease(key):
@@ -1115,9 +1247,22 @@ async def test_a_warm_sandbox_that_could_not_be_ended_leaves_making_room_to_a_se
     await e2b.AsyncSandbox.kill(warm)
 
 
-async def use_once(manager: SandboxManager, key: SessionKey) -> None:
-    async with manager.lease(key) as lease:
-        await text(lease, "1")
+async def test_a_warm_sandbox_that_grew_too_old_is_not_handed_out(
+    engine: EngineAddress, key: SessionKey, e2b: E2B
+) -> None:
+    clock = MovedClock()
+    aging = limited(warm=1, max_age=1000)
+    async with SandboxManager(aging, connect=Connector(engine), clock=clock) as manager:
+        await use_once(manager, key)
+        (warm,) = await warm_ones(e2b, key.owner, 1)
+        clock.passed = 1001
+        async with manager.lease(SessionKey(key.owner, "new")) as lease:
+            assert lease.sandbox_id != warm
+        with anyio.fail_after(60):
+            while warm in (left := await warm_ones(e2b, key.owner, 1)):
+                pass
+    for sandbox_id in left:
+        await e2b.AsyncSandbox.kill(sandbox_id)
 
 
 # Clean-up

@@ -11,6 +11,7 @@ from e2b_agent_mcp.errors import InvalidArgumentError
 from e2b_agent_mcp.pool import (
     DUPLICATE_GRACE,
     FORGET_AFTER,
+    RACE,
     Candidate,
     Maker,
     Pool,
@@ -53,6 +54,15 @@ def candidate(
     )
 
 
+def warm(sandbox_id: str, *, claimed: float) -> Candidate:
+    item = candidate(sandbox_id)
+    claim = {"claimed": (START + timedelta(seconds=claimed)).isoformat()}
+    return replace(item, metadata={**item.metadata, **claim})
+
+
+LATER = RACE + 1
+
+
 def test_a_sandbox_is_found_by_the_metadata_it_was_created_with() -> None:
     written = new_metadata(KEY, maker=Maker("i1", "local:ann@home"), generation=3, today=START)
     assert written == {
@@ -89,12 +99,22 @@ def test_the_age_of_a_sandbox_counts_from_its_creation_not_from_its_last_resume(
         ),
         pytest.param([candidate("b"), candidate("a")], "a", id="same moment: by id"),
         pytest.param(
-            [candidate("old", generation="1"), candidate("new", generation="2", started=9)],
+            [candidate("b", generation="2", started=9), candidate("a", generation="1")],
+            "a",
+            id="the older of a race, though one server knew of an earlier sandbox",
+        ),
+        pytest.param(
+            [candidate("old", generation="1"), candidate("new", generation="2", started=LATER)],
             "new",
             id="a replacement",
         ),
         pytest.param(
-            [candidate("odd", generation="x"), candidate("new", generation="1")],
+            [warm("a", claimed=LATER), candidate("b", generation="2", started=LATER + 9)],
+            "a",
+            id="a race with a warm one that was made long before",
+        ),
+        pytest.param(
+            [candidate("odd", generation="x"), candidate("new", generation="1", started=LATER)],
             "new",
             id="an unreadable generation is the oldest",
         ),
@@ -121,13 +141,16 @@ def test_a_session_is_listed_once_however_many_sandboxes_it_has() -> None:
         pytest.param([candidate("a", paused=True)], 3600, [], id="within its retention"),
         pytest.param([candidate("a", paused=True)], 3601, ["a"], id="past its retention"),
         pytest.param(
-            [candidate("old", paused=True), candidate("new", generation="2", paused=True)],
+            [
+                candidate("old", paused=True),
+                candidate("new", generation="2", paused=True, started=LATER),
+            ],
             DUPLICATE_GRACE + 1,
             ["old"],
             id="replaced",
         ),
         pytest.param(
-            [candidate("old", paused=True), candidate("new", generation="2")],
+            [candidate("old", paused=True), candidate("new", generation="2", started=LATER)],
             DUPLICATE_GRACE,
             [],
             id="replaced just now",

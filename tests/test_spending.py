@@ -263,9 +263,9 @@ async def test_a_warm_sandbox_is_spent_by_its_session_from_its_claim_on(
         async with manager.lease("first"):
             pass
         with anyio.fail_after(60):
-            while not manager._warm._claims.ready:
+            while not (ready := manager._warm._shelves[settings.local_owner].ready):
                 await anyio.sleep(0.05)
-        (warm_id,) = manager._warm._claims.ready
+        warm_id = ready[0].sandbox_id
         async with manager.lease("second") as lease:
             assert lease.sandbox_id == warm_id
             before = await spent(manager, "second")

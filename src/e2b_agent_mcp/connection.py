@@ -81,6 +81,11 @@ def ledger_dir(settings: Settings) -> Path:
     return _state_dir(settings) / "ledger"
 
 
+def turns_dir(settings: Settings) -> Path:
+    """Where servers of this user keep each other from using a session at the same time."""
+    return _state_dir(settings) / "turns"
+
+
 def _state_dir(settings: Settings) -> Path:
     return settings.engine.state_dir or engine_options(settings).state_dir
 

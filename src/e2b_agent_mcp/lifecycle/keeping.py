@@ -48,6 +48,15 @@ class Keeper:
             age=age,
         )
 
+    def doubt(self, session: Session, sandbox_id: str) -> None:
+        """Keeps the place of a sandbox that may have been resumed or not."""
+        now = self._clock()
+        if session.slot.sandbox_id == sandbox_id:
+            session.slot.extend(self._pool.end_at(now))
+            session.slot.doubted = True
+        else:
+            self._pool.leave(session.key, sandbox_id, now)
+
     async def extend(self, session: Session, sandbox_id: str) -> bool:
         now = self._clock()
         extended = await self._control.extend(sandbox_id)

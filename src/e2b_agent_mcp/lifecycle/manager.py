@@ -4,10 +4,11 @@
         async with manager.lease("analysis") as lease:
             run = await lease.run_code("1 + 1")
 
-Contract: a session has one sandbox, and one lease at a time, in the order of the calls; sessions do
-not wait for each other. Leaving the manager ends no sandbox: each lives `sandboxes.idle_after` on
-and the next process finds them by their metadata. At their timeout E2B itself ends or pauses them
-(`sandboxes.idle_action`), so that holds when no process of ours is left.
+Contract: a session has one sandbox, and one lease at a time, in the order of the calls, among all
+servers of a user on one machine; sessions do not wait for each other. Leaving the manager ends no
+sandbox: each lives `sandboxes.idle_after` on and the next process finds them by their metadata. At
+their timeout E2B itself ends or pauses them (`sandboxes.idle_action`), so that holds when no
+process of ours is left.
 
 `opening` says how a session comes to its sandbox, `keeping` how it keeps it, `places` how many may
 run, `warm` what is made ahead, `sweeping` what is ended.
@@ -26,7 +27,7 @@ from typing import Literal, Self
 import anyio
 from anyio.abc import TaskGroup
 
-from e2b_agent_mcp.connection import Connect, Progress, e2b_params, ledger_dir
+from e2b_agent_mcp.connection import Connect, Progress, e2b_params, ledger_dir, turns_dir
 from e2b_agent_mcp.costs import Spending, Spent, Verdict
 from e2b_agent_mcp.errors import SandboxUnavailableError
 from e2b_agent_mcp.lifecycle.accounts import Accounts
@@ -41,6 +42,7 @@ from e2b_agent_mcp.lifecycle.stopping import RESTARTED
 from e2b_agent_mcp.lifecycle.sweeping import Sweeper
 from e2b_agent_mcp.lifecycle.telemetry import Telemetry
 from e2b_agent_mcp.lifecycle.transitions import Transitions
+from e2b_agent_mcp.lifecycle.turns import Turns
 from e2b_agent_mcp.lifecycle.usage import Usage
 from e2b_agent_mcp.lifecycle.warm import WarmPool
 from e2b_agent_mcp.owned_tasks import owned_tasks
@@ -111,11 +113,11 @@ class SandboxManager:
         self._maker = Maker(uuid.uuid4().hex, settings.local_owner)
         self._pool = Pool(settings.sandboxes, terms)
         self._sessions: dict[SessionKey, Session] = {}
-        self._claims = Claims(self._control)
+        self._turns = Turns(partial(turns_dir, settings))
+        self._claims = Claims(self._control, self._maker)
         self._warm = WarmPool(
             settings.sandboxes.warm,
             self._control,
-            self._claims,
             self._pool,
             self._maker,
             clock,
@@ -242,7 +244,7 @@ class SandboxManager:
     @asynccontextmanager
     async def _turn(self, session: Session) -> AsyncIterator[None]:
         try:
-            async with session.turn:
+            async with session.turn, self._turns.turn(session.key):
                 yield
                 session.slot.used_at = self._clock()
         finally:
@@ -303,11 +305,18 @@ class SandboxManager:
             sandboxes.add(session.slot.sandbox_id)
             session.slot.drop()
             session.clear()
-        killed = [await self._control.kill(item) for item in sorted(sandboxes) if item]
+        killed = [await self._kill(key, item) for item in sorted(sandboxes) if item]
         self._pool.learn_room()
         self._places.tell_change()
         # Killed also where E2B knows nothing of it: the answer to an earlier attempt was lost.
         return bool(found) or any(killed)
+
+    async def _kill(self, key: SessionKey, sandbox_id: str) -> bool:
+        try:
+            return await self._control.kill(sandbox_id)
+        except BaseException:
+            self._pool.leave(key, sandbox_id, self._clock())
+            raise
 
     async def prune(self, owner: str | None = None, *, dry_run: bool = False) -> list[SessionInfo]:
         """Ends the paused sandboxes that nobody wants any more, and says which they are: those of

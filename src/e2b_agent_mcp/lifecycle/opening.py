@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import anyio
 from anyio.abc import TaskGroup
@@ -25,7 +25,7 @@ from e2b_agent_mcp.lifecycle.keeping import Keeper
 from e2b_agent_mcp.lifecycle.places import Places
 from e2b_agent_mcp.lifecycle.session import Session
 from e2b_agent_mcp.lifecycle.transitions import Transitions
-from e2b_agent_mcp.lifecycle.warm import WarmPool
+from e2b_agent_mcp.lifecycle.warm import Warm, WarmPool
 from e2b_agent_mcp.pool import (
     EXPLAIN_AGED,
     EXPLAIN_REPLACED,
@@ -38,9 +38,6 @@ from e2b_agent_mcp.pool import (
     expired,
     owned_by,
 )
-
-if TYPE_CHECKING:
-    from e2b_code_interpreter.code_interpreter_async import AsyncSandbox
 
 logger = logging.getLogger(__name__)
 
@@ -162,31 +159,30 @@ class Opener:
 
     async def _claim(self, session: Session) -> Literal["none", "claimed", "gave way"]:
         """Makes a warm sandbox the session's, if one is ready."""
-        handle = self.warm.take(session.key)
-        if handle is None:
+        warm = self.warm.take(session.key)
+        if warm is None:
             return "none"
         outcome: Literal["none", "claimed", "gave way"] = "none"
         try:
-            outcome = await self._write_claim(session, handle)
+            outcome = await self._write_claim(session, warm)
         except E2BAgentError as exc:
-            logger.info("not claimed sandbox=%s: %s", handle.sandbox_id, exc.message)
+            logger.info("not claimed sandbox=%s: %s", warm.sandbox_id, exc.message)
         finally:
             if outcome != "claimed":
-                await self.warm.end(session.key.owner, handle)
+                await self.warm.end(session.key.owner, warm.sandbox_id)
             session.slot.starting = False
         return outcome
 
-    async def _write_claim(
-        self, session: Session, handle: "AsyncSandbox"
-    ) -> Literal["claimed", "gave way"]:
+    async def _write_claim(self, session: Session, warm: Warm) -> Literal["claimed", "gave way"]:
         key, generation = session.key, session.slot.generation + 1
-        await self.claims.write(handle, key, generation)
+        await self.claims.write(warm.handle, key, generation)
         rivals = await self.find_session(key)
-        if any(item.sandbox_id != handle.sandbox_id for item in rivals):
+        if any(item.sandbox_id != warm.sandbox_id for item in rivals):
             return "gave way"
-        self.keeper.hold(session, handle, generation)
+        age = self.clock() - warm.made_at
+        self.keeper.hold(session, warm.handle, generation, ran=age, age=age)
         session.slot.created = True
-        self.transitions.tell("adopted", handle.sandbox_id, key=key)
+        self.transitions.tell("adopted", warm.sandbox_id, key=key)
         return "claimed"
 
     async def _take(
@@ -204,6 +200,10 @@ class Opener:
             handle = await self.control.open(found.sandbox_id, paused=found.paused)
         except SandboxLostError:
             return False
+        except BaseException:
+            if found.paused:
+                self.keeper.doubt(session, found.sandbox_id)
+            raise
         finally:
             session.slot.starting = False
         if session.slot.sandbox_id != found.sandbox_id:
@@ -245,14 +245,15 @@ class Opener:
 
     async def _create_or_join(self, session: Session) -> None:
         """Creates a sandbox; when another process created one first, that one serves both."""
-        generation = session.slot.generation + 1
+        generation, asked_at = session.slot.generation + 1, self.clock()
         handle = await self.control.create(
             session.key,
             maker=self.maker,
             generation=generation,
             idempotency_key=uuid.uuid4().hex,
         )
-        self.keeper.hold(session, handle, generation)
+        age = self.clock() - asked_at  # as its metadata say
+        self.keeper.hold(session, handle, generation, age=age)
         session.slot.created = True
         session.slot.contested = True
         winner = choose(await self.find_session(session.key))

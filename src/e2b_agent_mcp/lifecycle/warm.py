@@ -20,15 +20,14 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
 
 from e2b_agent_mcp.errors import E2BAgentError
-from e2b_agent_mcp.lifecycle.claims import Claims
 from e2b_agent_mcp.lifecycle.control import Control, bounded
-from e2b_agent_mcp.pool import Candidate, Maker, Pool, SessionKey, is_secret
+from e2b_agent_mcp.pool import WARM, Candidate, Maker, Pool, SessionKey, is_secret
 
 if TYPE_CHECKING:
     from e2b_code_interpreter.code_interpreter_async import AsyncSandbox
@@ -39,11 +38,22 @@ RETRY_PAUSE = 10.0  # seconds
 END_LIMIT = 2.0  # seconds
 
 
+class Warm(NamedTuple):
+    """A sandbox that waits for a session."""
+
+    handle: "AsyncSandbox"
+    made_at: float
+
+    @property
+    def sandbox_id(self) -> str:
+        return self.handle.sandbox_id
+
+
 @dataclass(eq=False)
 class _Shelf:
-    """One owner's warm sandboxes; those extended longest ago first."""
+    """One owner's warm sandboxes, the oldest first."""
 
-    ready: deque["AsyncSandbox"] = field(default_factory=deque)
+    ready: deque[Warm] = field(default_factory=deque)
     used_at: float = 0.0
     changed: anyio.Event = field(default_factory=anyio.Event)
 
@@ -53,7 +63,6 @@ class WarmPool:
         self,
         count: int,
         control: Control,
-        claims: Claims,
         pool: Pool,
         maker: Maker,
         clock: Callable[[], float],
@@ -61,7 +70,6 @@ class WarmPool:
     ) -> None:
         self._count = count
         self._control = control
-        self._claims = claims
         self._pool = pool
         self._maker = maker
         self._clock = clock
@@ -80,24 +88,23 @@ class WarmPool:
         shelf = self._shelves[owner] = _Shelf(used_at=self._clock())
         tasks.start_soon(self._keep, owner, shelf)
 
-    def take(self, key: SessionKey) -> "AsyncSandbox | None":
+    def take(self, key: SessionKey) -> Warm | None:
         """A ready one for the session, whose slot takes over its place at once."""
         shelf = self._shelves.get(key.owner)
         if shelf is None or is_secret(key.name):
             return None
-        while shelf.ready:
-            handle = shelf.ready.pop()
-            self._forget(key.owner, handle)
+        while shelf.ready and not self._is_old(shelf.ready[-1]):
+            warm = shelf.ready.pop()
+            self._pool.warm[key.owner] -= 1
             shelf.changed.set()
-            if self._control.serves(handle):
+            if self._control.serves(warm.handle):
                 self._pool.slot(key).starting = True
-                return handle
-            self._left.add(handle.sandbox_id)
+                return warm
+            self._left.add(warm.sandbox_id)
         return None
 
-    async def end(self, owner: str, handle: "AsyncSandbox") -> None:
+    async def end(self, owner: str, sandbox_id: str) -> None:
         """Ends one that was taken and not claimed, also when the call that took it went away."""
-        sandbox_id = handle.sandbox_id
         try:
             with anyio.CancelScope(shield=True):
                 await bounded(
@@ -106,22 +113,25 @@ class WarmPool:
         except E2BAgentError as exc:
             logger.warning("not ended sandbox=%s: %s", sandbox_id, exc.message)
             self._left.add(sandbox_id)
-            self._pool.leave(owner, sandbox_id, self._clock())
+            self._pool.leave(SessionKey(owner, WARM + sandbox_id), sandbox_id, self._clock())
 
     async def give_up(self, owner: str | None) -> bool:
         """Ends one, of this owner if given, to make room; False when there is none."""
         for name, shelf in self._shelves.items():
             if shelf.ready and owner in (None, name):
-                handle = shelf.ready.popleft()
-                try:
-                    await self._control.kill(handle.sandbox_id)
-                except BaseException:
-                    # If it has ended all the same, whoever takes it finds that out.
-                    shelf.ready.append(handle)
-                    raise
-                self._forget(name, handle)
+                await self._end_oldest(name, shelf)
                 return True
         return False
+
+    async def _end_oldest(self, owner: str, shelf: _Shelf) -> None:
+        warm = shelf.ready.popleft()
+        try:
+            await self._control.kill(warm.sandbox_id)
+        except BaseException:
+            # If it has ended all the same, whoever takes it finds that out.
+            shelf.ready.appendleft(warm)
+            raise
+        self._pool.warm[owner] -= 1
 
     def counts(self, item: Candidate) -> bool:
         """Whether one that no session has is counted here, and not among those elsewhere."""
@@ -146,15 +156,16 @@ class WarmPool:
                 await shelf.changed.wait()
 
     async def _extend(self, owner: str, shelf: _Shelf) -> None:
-        for handle in tuple(shelf.ready):
-            alive = await self._control.extend(handle.sandbox_id)
-            if not alive and handle in shelf.ready:
-                shelf.ready.remove(handle)
-                self._forget(owner, handle)
+        while shelf.ready and self._is_old(shelf.ready[0]):
+            await self._end_oldest(owner, shelf)
+        for warm in tuple(shelf.ready):
+            alive = await self._control.extend(warm.sandbox_id)
+            if not alive and warm in shelf.ready:
+                shelf.ready.remove(warm)
+                self._pool.warm[owner] -= 1
 
-    def _forget(self, owner: str, handle: "AsyncSandbox") -> None:
-        self._pool.warm[owner] -= 1
-        self._claims.ready.discard(handle.sandbox_id)
+    def _is_old(self, warm: Warm) -> bool:
+        return self._pool.is_too_old(self._clock() - warm.made_at)
 
     async def _fill(self, owner: str, shelf: _Shelf) -> None:
         nobody = SessionKey(owner, "")
@@ -163,13 +174,13 @@ class WarmPool:
             if self._pool.shortage(nobody, self._clock()) is not None:
                 return
             self._pool.warm[owner] += 1
+            made_at = self._clock()
             try:
                 handle = await self._create(nobody)
             except BaseException:
                 self._pool.warm[owner] -= 1
                 raise
-            self._claims.ready.add(handle.sandbox_id)
-            shelf.ready.append(handle)
+            shelf.ready.append(Warm(handle, made_at))
 
     async def _create(self, nobody: SessionKey) -> "AsyncSandbox":
         number = next(self._numbers)

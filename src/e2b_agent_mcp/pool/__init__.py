@@ -6,6 +6,7 @@ what was lost.
 
 from e2b_agent_mcp.pool.registry import (
     DUPLICATE_GRACE,
+    RACE,
     WARM,
     Candidate,
     Maker,
@@ -47,6 +48,7 @@ __all__ = [
     "EXPLAIN_RESTARTED_ELSEWHERE",
     "EXPLAIN_STUCK",
     "FORGET_AFTER",
+    "RACE",
     "WARM",
     "Candidate",
     "Maker",

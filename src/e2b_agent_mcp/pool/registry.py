@@ -16,6 +16,7 @@ SandboxState = Literal["created", "reused", "resumed", "recreated"]
 
 LONGEST_NAME = 200  # characters of a session's name
 DUPLICATE_GRACE = 600.0  # seconds; creators that race have agreed long before
+RACE = 300.0  # seconds; longer than a creation takes, whatever two servers' clocks say
 
 WARM = "\n"
 
@@ -139,6 +140,14 @@ class Candidate:
         except ValueError:
             return self.started_at
 
+    @property
+    def serves_since(self) -> datetime:
+        """A warm one serves its session since it was claimed."""
+        try:
+            return datetime.fromisoformat(self.metadata.get("claimed", ""))
+        except ValueError:
+            return self.created_at
+
     def age(self, today: datetime) -> float:
         """Seconds since it was created."""
         return max(0.0, (today - self.created_at).total_seconds())
@@ -147,11 +156,18 @@ class Candidate:
 def choose(candidates: Iterable[Candidate]) -> Candidate | None:
     """The one that serves a session that has several: every process chooses the same.
 
-    A later generation replaced an earlier one. Within a generation two processes raced, and the
-    older sandbox wins, because its creator may be using it already.
+    Of those that were made at about the same time the older wins, because its creator may have
+    looked, seen no other, and be using it. (Their generations tell nothing: a process that knew of
+    no earlier sandbox counts from one.) A later generation made long after replaced an earlier one.
     """
-    rank = sorted(candidates, key=lambda c: (-c.generation, c.started_at, c.sandbox_id))
-    return rank[0] if rank else None
+    found = list(candidates)
+    standing = [item for item in found if not any(_replaced(item, by=other) for other in found)]
+    return min(standing, key=lambda item: (item.started_at, item.sandbox_id), default=None)
+
+
+def _replaced(item: Candidate, *, by: Candidate) -> bool:
+    later = (by.serves_since - item.serves_since).total_seconds() > RACE
+    return later and by.generation > item.generation
 
 
 def by_session(candidates: Iterable[Candidate]) -> Iterator[Candidate]:

@@ -21,7 +21,7 @@ from datetime import datetime
 from typing import Literal
 
 from e2b_agent_mcp.errors import SandboxLimitError
-from e2b_agent_mcp.pool.registry import WARM, Candidate, SessionKey
+from e2b_agent_mcp.pool.registry import Candidate, SessionKey
 from e2b_agent_mcp.pool.terms import SLACK, UNCHECKED_RUN, Terms
 from e2b_agent_mcp.settings import SandboxSettings
 
@@ -180,9 +180,9 @@ class Pool:
         if found is not None and not found.paused:
             self._elsewhere[key] = self._seen(found, now, today)
 
-    def leave(self, owner: str, sandbox_id: str, now: float) -> None:
-        """A warm sandbox of this process could not be ended: it runs on until its timeout."""
-        self._elsewhere[SessionKey(owner, WARM + sandbox_id)] = Elsewhere(
+    def leave(self, place: SessionKey, sandbox_id: str, now: float) -> None:
+        """This process could not end or resume a sandbox: it may run until its timeout."""
+        self._elsewhere[place] = Elsewhere(
             sandbox_id=sandbox_id, end_at=self.end_at(now), extended_at=now
         )
 
