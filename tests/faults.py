@@ -397,7 +397,10 @@ class _Client:
     async def next_request(self) -> tuple[h11.Request, bytes] | None:
         request, body = None, bytearray()
         while True:
-            event = self._h11.next_event()
+            try:
+                event = self._h11.next_event()
+            except h11.RemoteProtocolError:  # the client left in the middle
+                return None
             if event is h11.NEED_DATA:
                 self._h11.receive_data(await self._read())
             elif isinstance(event, h11.Request):
