@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from e2b_agent_mcp.engine.egress import (
     NetworkPolicy,
     is_rule,
     read_upstream,
+    share_of_connections,
 )
 from e2b_agent_mcp.engine.egress.policy import is_public
 from e2b_agent_mcp.engine.egress.proxy import CONNECTIONS, RESOLUTIONS, is_own
@@ -397,12 +398,137 @@ async def test_a_refusal_says_why_in_its_status_line_and_its_body(tmp_path: Path
     )
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0x7f.1", "2130706433", "[::1]", "0"])
-async def test_no_spelling_of_loopback_reaches_the_host(host: str, tmp_path: Path) -> None:
-    async with echo_server() as port, proxy_to(1, tmp_path):
-        answer = await ask(tmp_path, b"CONNECT %s:%d HTTP/1.1\r\n\r\n" % (host.encode(), port))
+# fmt: off
+SPELLINGS = (
+    "127.0.0.1", "127.1", "127.0.0.1.", "0x7f.1", "0x7f000001", "0177.0.0.1", "2130706433", "0",
+    "0.0.0.0", "localhost", "localhost.", "LOCALHOST.", "[::1]", "[::]", "[0:0:0:0:0:0:0:1]",
+    "[::127.0.0.1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[64:ff9b::7f00:1]",
+    "[64:ff9b::127.0.0.1]", "[2002:7f00:1::]", "[64:ff9b:1::7f00:1]", "[fe80::1%25lo]",
+    "\u2460\u2461\u2466.\u24ea.\u24ea.\u2460", "127\u30020\u30020\u30021",
+    "\uff4c\uff4f\uff43\uff41\uff4c\uff48\uff4f\uff53\uff54", "user@127.0.0.1", "169.254.169.254",
+    "2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "[::ffff:a9fe:a9fe]", "[fd00:ec2::254]",
+)
+# fmt: on
 
-    assert answer.startswith((b"HTTP/1.1 403 ", b"HTTP/1.1 502 "))
+
+@pytest.mark.parametrize("allowed", [(), ("*",)], ids=["public", "all allowed"])
+async def test_no_spelling_of_loopback_or_metadata_reaches_the_host(
+    allowed: tuple[str, ...], tmp_path: Path
+) -> None:
+    async with echo_server() as port, proxy_to(1, tmp_path) as proxy:
+        proxy.policy = NetworkPolicy(allow_out=allowed)
+        for host in SPELLINGS:
+            for way in (f"CONNECT {host}:{port}", f"GET http://{host}:{port}/"):
+                answer = await ask(tmp_path, f"{way} HTTP/1.1\r\n\r\n".encode())
+                assert answer[:13] in (b"HTTP/1.1 400 ", b"HTTP/1.1 403 ", b"HTTP/1.1 502 "), way
+
+
+PUBLIC = "198.41.0.4"
+
+
+@pytest.mark.parametrize(
+    ("answers", "status"),
+    [
+        pytest.param([[PUBLIC], ["127.0.0.1"]], b"504", id="public, then the host"),
+        pytest.param([[PUBLIC, "127.0.0.1"], ["127.0.0.1"]], b"504", id="both at once"),
+        pytest.param([["127.0.0.1"], [PUBLIC]], b"403", id="the host, then public"),
+        pytest.param([["::ffff:127.0.0.1"], [PUBLIC]], b"403", id="the host, mapped"),
+    ],
+)
+async def test_a_name_whose_address_changes_leads_only_where_it_was_checked(
+    answers: list[list[str]], status: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNS rebinding: the resolver is the sandbox's friend, and answers each time as it likes."""
+    monkeypatch.setattr("e2b_agent_mcp.engine.egress.proxy.CONNECT_TIMEOUT", 0.5)
+    waiting, resolve = list(answers), socket.getaddrinfo
+    reached = anyio.Event()
+
+    def friend(host: str, *args: Any, **kwargs: Any) -> Any:
+        if host != "rebind.example":
+            return resolve(host, *args, **kwargs)
+        now = waiting.pop(0) if len(waiting) > 1 else waiting[0]
+        return [found for address in now for found in resolve(address, *args, **kwargs)]
+
+    async def serve(stream: SocketStream) -> None:
+        reached.set()
+        await stream.aclose()
+
+    monkeypatch.setattr(socket, "getaddrinfo", friend)
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+        proxy_to(1, tmp_path),
+    ):
+        tasks.start_soon(listener.serve, serve)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        request = f"CONNECT rebind.example:{port} HTTP/1.1\r\n\r\n"
+        answer = await ask(tmp_path, request.encode())
+        tasks.cancel_scope.cancel()
+
+    assert answer.startswith(b"HTTP/1.1 " + status)
+    assert not reached.is_set()
+
+
+async def test_a_redirect_is_the_clients_to_follow(tmp_path: Path) -> None:
+    async def redirect(stream: SocketStream) -> None:
+        async with stream:
+            await stream.receive()
+            await stream.send(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n")
+
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        tasks.start_soon(listener.serve, redirect)
+        async with proxy_to(port, tmp_path):
+            first = await ask(tmp_path, b"GET http://127.0.0.1:%d/ HTTP/1.1\r\n\r\n" % port)
+            second = await ask(tmp_path, b"GET http://127.0.0.1:1/ HTTP/1.1\r\n\r\n")
+        tasks.cancel_scope.cancel()
+
+    assert first.startswith(b"HTTP/1.1 302 ")
+    assert second.startswith(b"HTTP/1.1 403 ")
+
+
+async def test_heads_that_come_a_byte_at_a_time_end_and_leave_others_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("e2b_agent_mcp.engine.egress.proxy.HEAD_TIMEOUT", 1.0)
+    ended = 0
+
+    async def drip() -> None:
+        nonlocal ended
+        async with await anyio.connect_unix(tmp_path / "hostile.sock") as client:
+            with suppress(anyio.BrokenResourceError):
+                while True:
+                    await client.send(b"a")
+                    await anyio.sleep(0.01)
+        ended += 1
+
+    (tmp_path / "other").mkdir()
+    hostile = EgressProxy(tmp_path / "hostile.sock", NetworkPolicy())
+    async with echo_server() as port, hostile, proxy_to(port, tmp_path / "other"):
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(CONNECTIONS):
+                    tasks.start_soon(drip)
+                for _ in range(20):
+                    with anyio.fail_after(2):
+                        async with await tunnel(tmp_path / "other", port) as client:
+                            await client.send(b"turn")
+                            assert await client.receive() == b"turn"
+
+    assert ended == CONNECTIONS
+
+
+@pytest.mark.parametrize(
+    ("sandboxes", "descriptors", "connections"),
+    [(20, 1024, 12), (20, 4096, 51), (20, 524_288, 128), (1000, 1024, 8)],
+)
+def test_all_sandboxes_together_leave_the_engine_descriptors(
+    sandboxes: int, descriptors: int, connections: int
+) -> None:
+    assert share_of_connections(sandboxes, descriptors) == connections
 
 
 async def test_a_head_without_an_end_is_refused_at_its_limit(tmp_path: Path) -> None:

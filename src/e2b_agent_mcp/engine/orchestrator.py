@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import logging
+import resource
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Thread
@@ -20,7 +21,7 @@ import anyio
 
 from .clock import Clock, SystemClock
 from .connection import GuestGone, exchange
-from .egress import HostNetwork, NetworkPolicy
+from .egress import HostNetwork, NetworkPolicy, share_of_connections
 from .errors import (
     Busy,
     Conflict,
@@ -94,7 +95,13 @@ class Orchestrator:
         self._host = host
         self._zygotes = zygotes
         self._endpoints = set(host.package_index.endpoints())
-        network = HostNetwork(options.ceiling, self._endpoints, host.upstream)
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        network = HostNetwork(
+            options.ceiling,
+            self._endpoints,
+            host.upstream,
+            share_of_connections(options.max_sandboxes, descriptors),
+        )
         self._machines = Machines(
             options, host, network, zygotes, watch=self._watch, ended=self._after_box
         )

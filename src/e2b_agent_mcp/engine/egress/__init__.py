@@ -1,7 +1,7 @@
 """The network of the sandboxes: what they may reach, and the proxy that is their only way out."""
 
 from .policy import Allowed, Denied, NetworkPolicy, is_rule
-from .proxy import EgressProxy, HostNetwork
+from .proxy import EgressProxy, HostNetwork, share_of_connections
 from .upstream import Upstream, read_upstream
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "Upstream",
     "is_rule",
     "read_upstream",
+    "share_of_connections",
 ]

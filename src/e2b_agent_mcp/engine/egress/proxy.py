@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONNECTIONS = 128  # at once, per sandbox
+CONNECTIONS = 128  # at once, per sandbox, where descriptors suffice
+FEWEST = 8  # what programs need at least
 RESOLUTIONS = 4  # at once, per sandbox: each occupies a thread, which nothing can interrupt
 HEAD_TIMEOUT = 30.0  # seconds for the client to send its head
 CONNECT_TIMEOUT = 15.0  # seconds, resolving included
@@ -51,11 +52,20 @@ ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 @dataclass(frozen=True)
 class HostNetwork:
     """What is the same for all sandboxes: what their owner permits at most, how this machine
-    reaches the internet, and the package index, whose `endpoints` may still be found out."""
+    reaches the internet, and the package index, whose `endpoints` may still be found out.
+
+    A sandbox has `connections` at once; each takes two descriptors of this process.
+    """
 
     ceiling: NetworkPolicy = field(default_factory=NetworkPolicy)
     endpoints: Collection[tuple[str, int]] = frozenset()
     upstream: Upstream = field(default_factory=Upstream)
+    connections: int = CONNECTIONS
+
+
+def share_of_connections(sandboxes: int, descriptors: int) -> int:
+    """So that all sandboxes together leave this process half of its descriptors."""
+    return max(FEWEST, min(CONNECTIONS, descriptors // (4 * sandboxes)))
 
 
 class EgressProxy:
@@ -122,7 +132,7 @@ class EgressProxy:
         with client, anyio.CancelScope() as scope:
             self._open.add(scope)
             try:
-                if len(self._open) > CONNECTIONS:
+                if len(self._open) > self._network.connections:
                     await _answer(client, 503, "too many connections of this sandbox")
                 else:
                     await self._exchange(client)
