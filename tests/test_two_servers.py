@@ -8,8 +8,11 @@ import json
 import random
 import re
 import signal
+import sys
+import threading
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -17,6 +20,7 @@ import anyio
 import pytest
 from anyio import to_thread
 from mcp.client import Client
+from mcp.client.stdio import StdioServerParameters
 
 from e2b_agent_mcp import Settings, create_server
 from e2b_agent_mcp.engine import EngineAddress
@@ -120,18 +124,68 @@ async def test_a_task_at_work_is_not_gone_on_with_by_the_other_server(
     await llm.left()
 
 
-@pytest.mark.timeout(LOADS)
-async def test_a_killed_servers_task_is_interrupted_and_the_other_goes_on_with_it(
-    engine: EngineAddress, settings: Settings, llm: ScriptedLLM
-) -> None:
-    env = {
+@pytest.fixture
+def env(engine: EngineAddress, settings: Settings, llm: ScriptedLLM) -> dict[str, str]:
+    """Of a server that is a process, with the same tasks and session."""
+    return {
         **environment(engine.api_url, engine.api_key),
         "E2B_AGENT_MCP_ENGINE_STATE_DIR": str(settings.engine.state_dir),
-        "E2B_AGENT_MCP_SESSION": settings.session,
+        "E2B_AGENT_MCP_SESSION": settings.session or "",
         "E2B_AGENT_MCP_AGENT_MODEL": "openai/scripted",
         "E2B_AGENT_MCP_AGENT_BASE_URL": llm.url,
         "E2B_AGENT_MCP_AGENT_API_KEY": KEY,
     }
+
+
+@asynccontextmanager
+async def process(env: dict[str, str]) -> AsyncIterator[Client]:
+    command = StdioServerParameters(command=sys.executable, args=["-m", "e2b_agent_mcp"], env=env)
+    async with Client(command) as client:
+        yield client
+
+
+@pytest.mark.timeout(LOADS)
+async def test_calls_and_tasks_of_the_other_server_wait_for_a_task_of_their_session(
+    env: dict[str, str], llm: ScriptedLLM
+) -> None:
+    waiting, go_on = anyio.Event(), threading.Event()
+
+    def held(request: dict[str, Any]) -> str:
+        go_on.wait(LOADS)
+        return code("order.append('end'); final_answer(order)")
+
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        if "another server" in (message or ""):
+            waiting.set()
+
+    async with process(env) as one, process(env) as other:
+        await call(other, "run_python", code="order = []")
+        llm.script(code("order.append('begin')"), held, code("final_answer(order)"))
+        first = await call(one, "run_agent_task", task="Do it.", wait=0)
+        await llm.asked(2)
+        async with anyio.create_task_group() as calls:
+
+            async def run_python() -> None:
+                arguments = {"code": "order.append('call')"}
+                result = await other.call_tool("run_python", arguments, progress_callback=hear)
+                assert not result.is_error
+                waiting.set()  # or it has not waited at all, and the order shows it
+
+            calls.start_soon(run_python)
+            await waiting.wait()
+            second = await call(other, "run_agent_task", task="Look.", wait=0)
+            go_on.set()
+        second = await call(other, "get_agent_task", task_id=second["task_id"], wait=100)
+        assert second["answer"] == ["begin", "end", "call"]
+        first = await call(one, "get_agent_task", task_id=first["task_id"])
+        assert first["answer"] == ["begin", "end"]
+        await other.call_tool("end_session", {})
+
+
+@pytest.mark.timeout(LOADS)
+async def test_a_killed_servers_task_is_interrupted_and_the_other_goes_on_with_it(
+    env: dict[str, str], settings: Settings, llm: ScriptedLLM
+) -> None:
     llm.script(code("x = 20"), Reply(text="never", delay=FOREVER))
 
     async with Client(create_server(settings)) as other:

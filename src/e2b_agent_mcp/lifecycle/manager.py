@@ -182,7 +182,7 @@ class SandboxManager:
         key = self._key(key)
         session = self._session(key)
         asked = time.monotonic()
-        async with self._turn(session):
+        async with self._turn(session, on_progress):
             verdict = await self._accounts.verdict(key.owner)
             if use == "work":
                 verdict.check()
@@ -242,9 +242,9 @@ class SandboxManager:
             tell("released", lease.sandbox_id, key=session.key, took=took)
 
     @asynccontextmanager
-    async def _turn(self, session: Session) -> AsyncIterator[None]:
+    async def _turn(self, session: Session, on_progress: Progress | None) -> AsyncIterator[None]:
         try:
-            async with session.turn, self._turns.turn(session.key):
+            async with session.turn, self._turns.turn(session.key, on_progress):
                 yield
                 session.slot.used_at = self._clock()
         finally:

@@ -12,12 +12,13 @@ import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
 
+from e2b_agent_mcp.connection import Progress
 from e2b_agent_mcp.errors import E2BAgentError
 from e2b_agent_mcp.pool import SessionKey
 
@@ -35,18 +36,29 @@ class Turns:
         self._usable = True
 
     @asynccontextmanager
-    async def turn(self, key: SessionKey) -> AsyncIterator[None]:
+    async def turn(self, key: SessionKey, on_wait: Progress | None = None) -> AsyncIterator[None]:
+        """`on_wait` hears, in words, that another server has its turn."""
         name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]
+
+        async def tell() -> None:
+            if on_wait is not None:
+                await on_wait(f"Waiting for a call or task of another server in session {key.name}")
+
         async with AsyncExitStack() as turn:
-            async with self._locked(f"{name}.next"):
-                await turn.enter_async_context(self._locked(name))
+            async with self._locked(f"{name}.next", tell):
+                await turn.enter_async_context(self._locked(name, tell))
             yield
 
     @asynccontextmanager
-    async def _locked(self, name: str) -> AsyncIterator[None]:
+    async def _locked(
+        self, name: str, tell_wait: Callable[[], Awaitable[None]]
+    ) -> AsyncIterator[None]:
+        if (file := self._try_to_lock(name)) is None and self._usable:
+            await tell_wait()
         # A lock that another process gives back is told to nobody.
-        while (file := self._try_to_lock(name)) is None and self._usable:  # noqa: ASYNC110
+        while file is None and self._usable:
             await anyio.sleep(POLL)
+            file = self._try_to_lock(name)
         try:
             yield
         finally:

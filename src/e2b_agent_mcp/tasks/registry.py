@@ -14,9 +14,9 @@ waits for the task at that moment answers it, or leaves in order to have it answ
 A task has its session's lease from its start to its end, so whatever else is called in the session
 waits for its turn.
 
-The servers of a user share the store. A task can be waited for and cancelled from each of them, and
-the same call joins it, but its questions are answered, and others of its session wait for it, in
-its own process only. A call that joined a task of another process does not cancel it.
+The servers of a user share the store and their turns: in each of them a task can be waited for and
+cancelled, the same call joins it, and others of its session wait for it. Its questions are answered
+in its own process only, and a call that joined a task of another process does not cancel it.
 """
 
 import logging
