@@ -16,8 +16,12 @@ from mcp.client import Client
 from mcp.types import CallToolResult, ImageContent, ResourceLink, TextContent
 
 from e2b_agent_mcp import Settings, create_server
+from e2b_agent_mcp.agent import StepFinished
+from e2b_agent_mcp.commands.task import opened
 from e2b_agent_mcp.engine import EngineAddress
+from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.settings import AgentSettings, E2BSettings, EngineSettings, FileSettings, Secret
+from e2b_agent_mcp.tasks import TaskEvent, TaskRequest
 from e2b_agent_mcp.tasks.store import FILE
 from scripted_llm import FOREVER, KEY, Reply, ScriptedLLM, code
 
@@ -339,6 +343,24 @@ async def test_cancelling_a_task_stops_model_and_keeps_the_session(
     assert [step["code"] for step in cancelled["steps"]][:1] == ["kept = 41"]
     assert (await call(client, "run_python", code="kept + 1"))["text"] == "42"
     assert (await call(client, "cancel_agent_task", task_id=task["task_id"])) == cancelled
+
+
+async def test_a_task_that_is_cancelled_after_its_answer_keeps_it(
+    settings: Settings, llm: ScriptedLLM
+) -> None:
+    llm.script(code("final_answer(42)"))
+    request = TaskRequest(key=SessionKey(settings.local_owner, settings.session or ""), task="?")
+    async with opened(settings) as (manager, tasks), anyio.create_task_group() as group:
+
+        async def hear(event: TaskEvent) -> None:
+            if isinstance(event, StepFinished):
+                group.start_soon(tasks.stop, request)
+                await anyio.sleep_forever()
+
+        record = await tasks.run(request, wait=100, listener=hear)
+        assert (record.status, record.answer) == ("completed", 42)
+        assert (await tasks.get(request.key.owner, record.task_id)).status == "completed"
+        await manager.end_session(request.key)
 
 
 @ERAS

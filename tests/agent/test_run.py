@@ -402,6 +402,21 @@ async def test_cancelling_stops_the_code_and_keeps_the_session(agent: Agent) -> 
     assert await agent.text("n") == "1"
 
 
+async def test_a_run_that_has_its_answer_is_completed_whatever_cancels_it(agent: Agent) -> None:
+    agent.llm.script(code("final_answer(42)"))
+    async with anyio.create_task_group() as tasks:
+
+        async def hear(event: object) -> None:
+            if isinstance(event, StepFinished):
+                tasks.cancel_scope.cancel()
+                await anyio.sleep_forever()
+
+        runner = agent.runner(on_event=hear)
+        tasks.start_soon(runner.run)
+    run = runner.snapshot()
+    assert (run.status, run.answer, run.answer_text) == ("completed", 42, "42")
+
+
 async def test_a_snapshot_while_it_runs_has_the_steps_so_far(agent: Agent) -> None:
     seen: list[tuple[Step, ...]] = []
 

@@ -1,6 +1,6 @@
 """The agent: a smolagents `CodeAgent` that works in a session's sandbox, with a model by litellm.
 
-The door of smolagents and litellm, which take ten seconds of CPU to import: they are loaded in a
+The door of smolagents and litellm, which take five seconds of CPU to import: they are loaded in a
 thread, by the first run. The names here cost nothing.
 """
 

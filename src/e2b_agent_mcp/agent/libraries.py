@@ -1,5 +1,6 @@
-"""Loads smolagents and litellm: ten seconds of CPU, so in a thread and once, by the first run.
-Most of it is litellm's, which an agent that works with its client's model does without.
+"""Loads smolagents and litellm: five seconds of CPU, so in a thread and once, by the first run.
+Most of it is litellm's, which an agent that works with its client's model does without. A fifth
+more would go to the garbage collector, which finds nothing in what is only just made.
 
 Both read a `.env` file on import, and litellm fetches a price list from the network: neither is
 wanted in a server. They look only at the environment, so it is changed around their import; this
@@ -7,6 +8,7 @@ and `settings` are the only places that touch it.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import threading
@@ -26,7 +28,7 @@ _loaded = False
 def load(*, with_litellm: bool = True) -> None:
     """Blocks; call it in a thread. The first call of a model is as quick afterwards as any."""
     global _loaded
-    with _loading, _environment(_QUIET):
+    with _loading, _environment(_QUIET), _no_collection():
         import smolagents  # noqa: F401
 
         if with_litellm and not _loaded:
@@ -60,6 +62,17 @@ async def _warm_up() -> None:
     async for _ in reply:
         pass
     _ = openai.AsyncOpenAI(api_key="none").chat.completions
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

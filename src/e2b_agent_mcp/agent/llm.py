@@ -97,10 +97,6 @@ class Llm:
         self._client = client
 
     @property
-    def needs_litellm(self) -> bool:
-        return any(choice.model != CLIENT for choice in self._choices)
-
-    @property
     def price(self) -> Price | None:
         """Of the dearest model that may be asked, as far as prices are known."""
         known = (price(choice.model) for choice in self._choices)

@@ -21,7 +21,7 @@ from anyio import to_thread
 from e2b_agent_mcp.agent import libraries
 from e2b_agent_mcp.agent.bridge import Bridge
 from e2b_agent_mcp.agent.budget import LEAST_REPLY, Budget
-from e2b_agent_mcp.agent.choice import choose, keys
+from e2b_agent_mcp.agent.choice import CLIENT, Choice, choose, keys
 from e2b_agent_mcp.agent.events import (
     AgentEvent,
     AgentRun,
@@ -62,8 +62,10 @@ async def ignore(event: AgentEvent) -> None:
     pass
 
 
-async def preload(*, with_litellm: bool = True) -> None:
-    """Loads smolagents and litellm in a thread, ahead of the first run."""
+async def preload(choices: Sequence[Choice] = ()) -> None:
+    """Loads smolagents and litellm in a thread, ahead of the first run; without litellm when only
+    the client's model is to be asked."""
+    with_litellm = not choices or any(choice.model != CLIENT for choice in choices)
     load = partial(libraries.load, with_litellm=with_litellm)
     await to_thread.run_sync(load, abandon_on_cancel=True)
 
@@ -96,8 +98,9 @@ class AgentRunner:
         self._budget = budget or Budget.of(settings.agent)
         self._memory = tuple(memory)
         self._tell = on_event
+        self._choices = choose(settings.agent, model, client=client is not None)
         self._llm = Llm(
-            choose(settings.agent, model, client=client is not None),
+            self._choices,
             secrets=keys(settings.agent),
             silence=settings.agent.request_timeout,
             on_text=self._on_text,
@@ -115,7 +118,6 @@ class AgentRunner:
         self._thought = ""
         self._before = Usage()  # what had been spent when the step began
         self._steps: list[Step] = []
-        self._seen: Observation | None = None  # of the last step
         self._vision = False
         self._status: RunStatus = "cancelled"
         self._error: Failure | None = None
@@ -133,7 +135,7 @@ class AgentRunner:
         try:
             with anyio.move_on_after(self._budget.timeout) as limit:
                 await self._run()
-            if limit.cancelled_caught:
+            if limit.cancelled_caught and self._status != "completed":
                 self._exceed(f"{self._budget.timeout:g} s have passed")
                 self._accept("")
         except E2BAgentError as exc:
@@ -143,7 +145,10 @@ class AgentRunner:
         return self.snapshot()
 
     def snapshot(self) -> AgentRun:
-        """The run as it stands, at any moment; `cancelled` unless it has ended otherwise."""
+        """The run as it stands, at any moment; `cancelled` unless it has ended otherwise.
+
+        One that has its answer is `completed`, whatever cancels it afterwards.
+        """
         images = dict.fromkeys(image for step in self._steps for image in step.images)
         return AgentRun(
             status=self._status,
@@ -158,7 +163,7 @@ class AgentRunner:
         )
 
     async def _run(self) -> None:
-        await preload(with_litellm=self._llm.needs_litellm)
+        await preload(self._choices)
         facts = await self._workspace.prepare()
         self._prompt = task_prompt(self._task, facts, self._lease.lost)
         await self._bridge.run(self._work)
@@ -259,7 +264,9 @@ class AgentRunner:
             if self._vision and seen.images:
                 # Typed for PIL's; only `messages` reads them, and it takes ours undecoded.
                 action.observations_images = cast("Any", list(seen.images))
-        self._seen = seen
+        if seen is not None and seen.answer is not None:
+            self._status = "completed"
+            self._answer, self._answer_text = seen.answer
         self._steps.append(self._step(action, seen))
 
     def _step(self, action: "ActionStep", seen: Observation | None) -> Step:
@@ -280,9 +287,7 @@ class AgentRunner:
         )
 
     def _conclude(self, answer: object) -> None:
-        if self._seen is not None and self._seen.answer is not None:
-            self._status = "completed"
-            self._answer, self._answer_text = self._seen.answer
+        if self._status == "completed":
             return
         self._exceed(f"{self._budget.max_steps} steps were taken")
         # smolagents gives back a list when the model failed here.

@@ -21,8 +21,8 @@ in its own process only, and a call that joined a task of another process does n
 
 import logging
 import sqlite3
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -38,8 +38,9 @@ from e2b_agent_mcp.agent import (
     ModelRetry,
     StepFinished,
     Usage,
+    preload,
 )
-from e2b_agent_mcp.agent.choice import choose
+from e2b_agent_mcp.agent.choice import Choice, choose
 from e2b_agent_mcp.errors import E2BAgentError, InvalidArgumentError, NotFoundError
 from e2b_agent_mcp.lifecycle import FileInfo, Lease, SandboxManager
 from e2b_agent_mcp.owned_tasks import owned_tasks
@@ -192,7 +193,7 @@ class TaskRegistry:
         if (same := self._same(request)) is not None:
             return same
         # Refuses what no model can be asked for.
-        choose(self._settings.agent, request.model, client=request.client)
+        choices = choose(self._settings.agent, request.model, client=request.client)
         record = await self._record_for(request)
         if (same := self._same(request)) is not None:  # started meanwhile
             return same
@@ -205,6 +206,7 @@ class TaskRegistry:
         # Side by side: the session's next call must not overtake the task while it is written.
         self._tasks.start_soon(self._save, live)
         self._tasks.start_soon(self._carry_out, live)
+        self._tasks.start_soon(_load_ahead, choices)
         if not self._watching:
             self._watching = True
             self._tasks.start_soon(self._watch)
@@ -314,10 +316,14 @@ class TaskRegistry:
         finally:
             record = live.now()
             if status is None:
-                # The calls of a server that ends are cancelled too: that is nobody's wish.
-                stopped: TaskStatus = "interrupted" if self._closing else "cancelled"
-                status = "failed" if error else stopped
+                status = "failed" if error else self._stopped(live)
             await self._finish(live, replace(record, status=status, error=error or record.error))
+
+    def _stopped(self, live: LiveTask) -> TaskStatus:
+        """The status of a task that was cancelled, perhaps after its end."""
+        ended = live.runner.snapshot().status if live.runner is not None else "cancelled"
+        # The calls of a server that ends are cancelled too: that is nobody's wish.
+        return "interrupted" if ended == "cancelled" and self._closing else ended
 
     async def _work(self, live: LiveTask) -> TaskStatus:
         key = live.record.key
@@ -425,6 +431,12 @@ class TaskRegistry:
 
     async def _do(self, action: Callable[..., T], *args: object) -> T:
         return await anyio.to_thread.run_sync(partial(action, *args), limiter=self._one)
+
+
+async def _load_ahead(choices: Sequence[Choice]) -> None:
+    """What the run will wait for, while its sandbox is made. A failure is the run's to tell."""
+    with suppress(Exception):
+        await preload(choices)
 
 
 def _placed(record: TaskRecord, lease: Lease) -> TaskRecord:
