@@ -16,6 +16,7 @@ from e2b_agent_mcp.agent import (
     StepFinished,
     StepStarted,
     Thinking,
+    preload,
 )
 from e2b_agent_mcp.agent.workspace import Workspace
 from scripted_llm import FOREVER, KEY, Reply, code
@@ -493,6 +494,7 @@ async def test_the_cost_is_unknown_not_zero_without_a_price(agent: Agent) -> Non
 
 
 async def test_the_time_of_the_whole_task_is_a_hard_stop(agent: Agent) -> None:
+    await preload()  # on a busy machine it takes longer than that
     agent.llm.script(code("print('found')"), Reply(delay=FOREVER))
     run = await agent.runner(budget=Budget(timeout=3.0)).run()
     assert (run.status, run.answer_text) == ("budget_exceeded", "found")
