@@ -7,13 +7,19 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import textwrap
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from boxes import Boxes, gone, is_alive, pids_of, said
+from e2b_agent_mcp.engine.errors import LaunchError
 from e2b_agent_mcp.engine.isolation import Limits
+from e2b_agent_mcp.engine.isolation.box import FREEZE_TIMEOUT
+from e2b_agent_mcp.engine.isolation.processes import pids_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -385,6 +391,78 @@ async def test_a_fork_bomb_ends_with_its_box(boxes: Boxes) -> None:
         assert len(pids) <= 70
         box.kill()
         await gone(pids)
+
+
+# Each process lives for a moment only: whoever looks at them sees others than there are.
+MOVING = """
+    import os, signal, time
+    for number in range(1, 65):
+        if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
+            signal.signal(number, signal.SIG_IGN)
+    def fork():
+        while True:
+            try:
+                return os.fork()
+            except OSError:  # too many, for a moment
+                pass
+    for _ in range(20):
+        if fork() == 0:
+            os.setsid()
+            while True:
+                try:
+                    if os.fork():
+                        os._exit(0)
+                    os.posix_spawn("/bin/true", ["true"], {})
+                except OSError:
+                    pass
+    print("up", flush=True)
+    time.sleep(1000)
+"""
+
+
+async def test_processes_that_never_stay_stand_still_in_a_pause_and_end_with_a_kill(
+    boxes: Boxes,
+) -> None:
+    async with boxes.open(MOVING, limits=Limits(max_processes=60)) as box:
+        await said(box, "up")
+        rests = 0
+        for _ in range(3):
+            with anyio.fail_after(FREEZE_TIMEOUT + 5), suppress(LaunchError):  # it may be refused
+                await box.freeze()
+                before = pids_of(box)
+                await anyio.sleep(0.2)  # in which they would move
+                assert pids_of(box) <= before  # what has ended may be reaped
+                rests += 1
+            box.thaw()
+        assert rests
+        namespace = box.namespace
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(box.freeze)
+            await anyio.lowlevel.checkpoint()
+            box.kill()
+        with anyio.fail_after(10):
+            while list(pids_in(namespace)):
+                await anyio.sleep(0.01)  # the kernel tells nobody
+
+
+async def test_nothing_stays_alive_after_the_deadline(e2b: E2B) -> None:
+    """Double forks in sessions of their own, ignored signals, and always in the middle of a
+    fork or an exec."""
+    sandbox = await e2b.AsyncSandbox.create(timeout=60)
+    await sandbox.files.write("moving.py", textwrap.dedent(MOVING))
+    up = anyio.Event()
+    await sandbox.commands.run(
+        "python3 moving.py", background=True, timeout=0, on_stdout=lambda _: up.set()
+    )
+    with anyio.fail_after(20):
+        await up.wait()
+    inside = await sandbox.commands.run("readlink /proc/self/ns/pid")
+    namespace = int(inside.stdout.strip().strip("pid:[]"))
+    assert list(pids_in(namespace))
+    await sandbox.set_timeout(1)
+    with anyio.fail_after(20):
+        while list(pids_in(namespace)):
+            await anyio.sleep(0.05)  # the kernel tells nobody
 
 
 async def test_a_bomb_of_threads_stops_at_the_limit_of_processes(boxes: Boxes) -> None:

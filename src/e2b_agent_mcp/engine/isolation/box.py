@@ -244,11 +244,15 @@ class Box:
 
     async def freeze(self) -> None:
         """Stops every process; memory stays. LaunchError when the box does not stand still."""
+        known: set[int] = set()
         with anyio.move_on_after(FREEZE_TIMEOUT):
-            while stopped := processes.stop_all(self._namespace, self.pid, self._frozen):
-                self._frozen |= stopped
+            while True:
+                found = processes.stop_all(self._namespace, self.pid, self._frozen, known)
+                if found.at_rest:
+                    return
+                self._frozen |= found.stopped
+                known = found.met
                 await anyio.sleep(FREEZE_PAUSE)
-            return
         raise LaunchError("the processes of the sandbox do not stop")
 
     def thaw(self) -> None:

@@ -12,7 +12,7 @@ import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -63,22 +63,40 @@ def measure(namespaces: Collection[int]) -> dict[int, Usage]:
     return found
 
 
-def stop_all(namespace: int, init: int, signalled: Collection[int]) -> set[int]:
-    """One round of stopping what still runs; an empty answer means that all stands still.
+class Round(NamedTuple):
+    """`at_rest`: whether none can be running. `met`: every process of the host that there was."""
+
+    stopped: set[int]
+    at_rest: bool
+    met: set[int]
+
+
+def stop_all(
+    namespace: int, init: int, signalled: Collection[int], known: Collection[int]
+) -> Round:
+    """One round of stopping what still runs.
 
     `signalled` are the processes of earlier rounds: one of them that waits in the kernel (for
     a child between vfork and exec, which may itself be stopped) stops before it runs again.
-    `init` only waits for children and is left alone.
+    `known` is what the round before has met: a process that is new since and has already ended may
+    have left a child that is in no list yet. `init` only waits for children and is left alone.
     """
     stopped: set[int] = set()
-    for pid in pids_in(namespace):
-        with suppress(*_Gone):
+    met = {int(name) for name in os.listdir(_PROC) if name.isdecimal()}
+    at_rest = True
+    for pid in sorted(met, reverse=True):  # the newest first: they may be gone in a moment
+        try:
+            if namespace_of(pid) != namespace or pid == init:
+                continue
             state = _stat(pid)[0]
-            waits = state == "D" and pid in signalled
-            if pid != init and state not in _STANDING_STILL and not waits:
+            if state in "ZX":
+                at_rest = at_rest and pid in known
+            elif state not in _STANDING_STILL and not (state == "D" and pid in signalled):
                 _send(namespace, pid, signal.SIGSTOP)
                 stopped.add(pid)
-    return stopped
+        except _Gone:
+            at_rest = at_rest and pid in known
+    return Round(stopped, at_rest and not stopped, met)
 
 
 def kill_all(namespace: int, own: int) -> int:
