@@ -45,9 +45,6 @@ def prepare(options: Namespace, *, keep: frozenset[int] = frozenset()) -> None:
         os.set_inheritable(fd, False)
     os.umask(UMASK)
     apply_limits(options.limits)
-    config = GuestConfig.of(options)
-    if config.python.is_relative_to(config.home):  # any other Python is not ours to change
-        prepare_home(config)
 
 
 class Guest:
@@ -79,10 +76,21 @@ class Guest:
     def serve(self, options: Namespace, nursery: socket.socket | None = None) -> None:
         """Kernels come from the nursery, if there is one."""
         self._config.learn(options)
+        if self._config.python.is_relative_to(self._config.home):  # no other is ours to change
+            prepare_home(self._config)
         self._environment.start_from(self._config, os.environ)
         if nursery is not None:
             self._nursery.attach(nursery)
-        anyio.run(_serve, self._server, _listener(options), self._config, _keep_stdin())
+        anyio.run(self.run, _listener(options), _keep_stdin())
+
+    async def run(self, listener: socket.socket, stdin: int) -> None:
+        """Until `stdin` ends."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_stop_at_end_of, stdin, self._server)
+            if self._config.relay_socket.exists():
+                tasks.start_soon(relay.serve, str(self._config.relay_socket), RELAY_PORT)
+            await self._server.serve(sockets=[listener])
+            tasks.cancel_scope.cancel()
 
 
 def parse(arguments: Sequence[str] | None) -> Namespace:
@@ -122,17 +130,6 @@ def _keep_stdin() -> int:
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
     return kept
-
-
-async def _serve(
-    server: uvicorn.Server, listener: socket.socket, config: GuestConfig, stdin: int
-) -> None:
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_stop_at_end_of, stdin, server)
-        if config.relay_socket.exists():
-            tasks.start_soon(relay.serve, str(config.relay_socket), RELAY_PORT)
-        await server.serve(sockets=[listener])
-        tasks.cancel_scope.cancel()
 
 
 async def _stop_at_end_of(stdin: int, server: uvicorn.Server) -> None:

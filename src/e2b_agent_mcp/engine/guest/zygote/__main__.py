@@ -36,10 +36,11 @@ def main(control: int) -> None:
     variables = {name: value for name, value in os.environ.items() if name not in before}
     modules = frozenset(sys.modules)
     sys.path += [str(ROOT), str(ROOT / "lib")]
-    from guest.zygote import nursery, server  # type: ignore[import-not-found]
+    from guest.zygote import nursery, rehearsal, server  # type: ignore[import-not-found]
 
     for name in SERVING:
         import_module(name)
+    rehearsal.rehearse()
     server.serve(control, nursery.Imports.since(modules, variables), nursery.Unborn())
 
 
