@@ -47,6 +47,8 @@ facts = {
                      for fd in range(100) if os.path.exists(f"/proc/self/fd/{fd}")}),
     "locale": locale.getlocale(), "encoding": sys.stdout.encoding, "gc": gc.isenabled(),
     "recursion": sys.getrecursionlimit(), "dir": sorted(dir()), "name": __name__,
+    "folders": [str(folder) for folder in _dh],
+    "main": sys.modules["__main__"].__dict__ is globals(),
     "logging": logging.getLogger().handlers,
     "threads": sorted(t.name.rpartition("-")[2].strip("1234 ") for t in threading.enumerate()),
     "policy": type(asyncio.get_event_loop_policy()).__name__,
@@ -131,6 +133,27 @@ async def test_a_forked_kernel_is_like_a_started_one(forked: AsyncSandbox) -> No
         print(name, fork[name], start[name])
     assert differing == []
     assert set(fork["environ"].items()) ^ set(start["environ"].items()) == set()
+
+
+CONFIGURE = "c = get_config()\nc.InteractiveShell.ast_node_interactivity = 'all'"
+
+
+async def test_a_forked_kernel_is_configured_by_files_of_the_user(forked: AsyncSandbox) -> None:
+    await forked.files.write(".ipython/profile_default/ipython_config.py", CONFIGURE)
+    context = await forked.create_code_context()
+    assert (await forked.run_code(IS_FORKED, context=context)).text == "True"
+    execution = await forked.run_code("1\n2", context=context)
+    assert [result.text for result in execution.results] == ["1", "2"]
+
+
+async def test_a_zygote_that_forked_has_no_other_thread(nest: Nest, zygotes: Zygotes) -> None:
+    """Linear algebra's own end before a fork; another one's work would be cut."""
+    async with await zygotes.launch(sleeper(nest, "one")) as box:
+        await said(box, "up")
+    assert zygotes.current is not None
+    about = Path(f"/proc/self/fdinfo/{zygotes.current._pidfd}").read_text()
+    pid = about.split("Pid:")[1].split()[0]
+    assert len(os.listdir(f"/proc/{pid}/task")) == 1
 
 
 async def test_a_package_that_was_installed_is_found(forked: AsyncSandbox) -> None:

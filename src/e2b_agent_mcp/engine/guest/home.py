@@ -5,6 +5,7 @@ packages are on the path *behind* the environment's own, by a `.pth` file. Makin
 process and is repeated at every start, so a home from an older template is put right.
 """
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -48,10 +49,10 @@ def prepare_home(config: GuestConfig) -> None:
 
 def _copy_fonts(source: Path, target: Path) -> None:
     """Matplotlib's list of fonts, which takes seconds to make; its folder must be writable."""
-    for fonts in source.glob("fontlist-*.json"):
+    for name in os.listdir(source) if source.is_dir() else ():
         target.mkdir(parents=True, exist_ok=True)
-        if not (target / fonts.name).exists():
-            shutil.copyfile(fonts, target / fonts.name)
+        if name.startswith("fontlist-") and not (target / name).exists():
+            shutil.copyfile(source / name, target / name)
 
 
 def _link(path: Path, target: Path) -> None:

@@ -39,7 +39,11 @@ class Imports(NamedTuple):
     def since(cls, imported: Collection[str], variables: dict[str, str]) -> Self:
         """User code that imports a package which the guest has too gets its own."""
         ours = [name for name in sys.modules if name not in imported and _is_ours(name)]
-        return cls(variables, ours)
+        # Names of their own, side by side: to hide a module copies the memory of its name.
+        hidden = [name.encode().decode() for name in ours]
+        for name in hidden:
+            sys.modules[name] = sys.modules.pop(name)
+        return cls(variables, hidden)
 
 
 class Unborn:
@@ -64,9 +68,8 @@ def run(request: "Request", hold: int, imports: Imports, unborn: Unborn) -> None
     given = request.descriptors
     for fd, standard in ((given.stdin, 0), (given.log, 1), (given.log, 2)):
         os.dup2(fd, standard)
-    _set_environment(request.environment)
-    os.chdir(request.environment["HOME"])
     if request.program:
+        _settle(request.environment)
         _start_program(request.program, hold)
         return
     options = unborn.options(request)
@@ -76,6 +79,7 @@ def run(request: "Request", hold: int, imports: Imports, unborn: Unborn) -> None
     if child == 0:
         os.close(hold)
         ours.close()
+        _settle(request.environment)  # not earlier: what this process writes to, it copies
         _serve_guest(unborn.guest, options, guests)
         return
     guests.close()
@@ -183,6 +187,11 @@ def _run_kernel(kernel: _Kernel, imports: Imports) -> None:
     from e2b_startup.launch import main  # type: ignore[import-not-found]
 
     main(sys.argv[1])
+
+
+def _settle(variables: dict[str, str]) -> None:
+    _set_environment(variables)
+    os.chdir(variables["HOME"])
 
 
 def _set_environment(variables: dict[str, str]) -> None:

@@ -28,7 +28,7 @@ from traitlets.config import Config  # noqa: E402
 
 del sys.modules["debugpy"]
 
-from . import commands, formats, images, output  # noqa: E402
+from . import commands, formats, images, output, shell  # noqa: E402
 
 PR_SET_PDEATHSIG = 1
 SEND_HIGH_WATER = 8  # messages; `output.CHUNK` bounds the ones that a print makes
@@ -37,6 +37,12 @@ SEND_HIGH_WATER = 8  # messages; `output.CHUNK` bounds the ones that a print mak
 class Kernel(IPythonKernel):
     """Interrupts a cell that awaits. ipykernel's own way leaves a sleeping loop asleep, and
     cannot stop code between two awaits."""
+
+    # `Any`: what the app tells, itself as `parent`.
+    def __init__(self, **told: Any) -> None:
+        shell.forget_another(told["parent"].config)
+        super().__init__(**told)
+        shell.give(self)
 
     @contextmanager
     def _cancel_on_sigint(self, cell: asyncio.Task[Any]) -> Iterator[None]:

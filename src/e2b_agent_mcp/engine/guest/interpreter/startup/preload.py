@@ -31,7 +31,7 @@ MODULES = (
 
 
 def preload() -> None:
-    from . import launch  # before the others: it keeps debugpy out
+    from . import launch, shell  # before the others: it keeps debugpy out
 
     os.environ["MPLBACKEND"] = BACKEND
     for name in MODULES:
@@ -39,7 +39,7 @@ def preload() -> None:
     _draw_a_plot()
     _show_a_table()
     _forget_what_needs_a_shell()
-    launch.make_app()
+    shell.build_ahead(launch.make_app().config)
 
 
 def _draw_a_plot() -> None:
