@@ -10,6 +10,7 @@ side worked, which other programs disturb least.
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import statistics
 import subprocess
@@ -24,10 +25,11 @@ import anyio
 import httpx
 from e2b.api.client_async import get_transport
 from e2b_code_interpreter import E2B, AsyncSandbox
-from plain import Kernels, execute, file_server, read_pipe, scratch
+from plain import Kernels, execute, file_server, read_pipe, scratch, stream_server
 from processes import cpu_seconds, descendants, pss, rss
 
 from e2b_agent_mcp.engine import EngineOptions
+from e2b_agent_mcp.engine.guest.envd.rpc import END, frame
 from e2b_agent_mcp.engine.host import prepare_host
 
 if TYPE_CHECKING:
@@ -335,14 +337,31 @@ async def measure_files(folder: Path, rounds: int) -> None:
             compare(ours, reference, 1.5)
 
 
+def write_answers(folder: Path) -> None:
+    """`OUTPUT` bytes as an engine could at best send them to `run_code` and `commands.run`."""
+    text = ("x" * 99 + "\n") * 2500
+    line = json.dumps({"type": "stdout", "text": text, "timestamp": ""}).encode() + b"\n"
+    count = OUTPUT // len(text)
+    (folder / "execute").write_bytes(line * count + b'{"type": "end_of_execution"}\n')
+    encoded = base64.b64encode(text.encode()).decode()
+    events = [{"start": {"pid": 1}}, *[{"data": {"stdout": encoded}}] * count]
+    events.append({"end": {"exitCode": 0, "exited": True, "status": "exit status 0"}})
+    frames = [frame(0, {"event": event}) for event in events] + [frame(END, {})]
+    (folder / "Start").write_bytes(b"".join(frames))
+
+
 async def measure_stdout(folder: Path, rounds: int) -> None:
     print(f"{OUTPUT // 10**6} MB of stdout, and through a pipe")
     python = getattr(sys, "_base_executable", sys.executable)
-    async with engine(folder) as running:
+    write_answers(folder)
+    async with engine(folder) as running, AsyncExitStack() as opened:
         await forking(running)
+        url, _ = opened.enter_context(stream_server(folder))
         sandbox = await running.create()
         await sandbox.files.write("print.py", PRINT)
+        ready = await running.e2b.AsyncSandbox.connect(sandbox.sandbox_id, sandbox_url=url)
         reference = Clock("a program's, through a pipe")
+        alone = Clock("run_code, the SDK alone"), Clock("commands.run, the SDK alone")
         ours = Clock("run_code"), Clock("commands.run")
 
         async def code() -> None:
@@ -351,6 +370,12 @@ async def measure_stdout(folder: Path, rounds: int) -> None:
         async def command() -> None:
             assert len((await sandbox.commands.run("python print.py")).stdout) == OUTPUT
 
+        async def code_alone() -> None:
+            assert sum(map(len, (await ready.run_code(PRINT)).logs.stdout)) == OUTPUT
+
+        async def command_alone() -> None:
+            assert len((await ready.commands.run("python print.py")).stdout) == OUTPUT
+
         async def pipe() -> None:
             assert len(await anyio.to_thread.run_sync(read_pipe, python, PRINT)) == OUTPUT
 
@@ -358,8 +383,12 @@ async def measure_stdout(folder: Path, rounds: int) -> None:
             await ours[0].time(code)
             await ours[1].time(command)
             await reference.time(pipe)
+            await alone[0].time(code_alone)
+            await alone[1].time(command_alone)
     for clock in ours:
         compare(clock, reference, 1.5)
+    print("  what the SDK itself takes for as much from a plain uvicorn, all of it ready:")
+    print(*alone, sep="\n")
 
 
 async def measure_start(folder: Path, rounds: int) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
@@ -35,6 +35,30 @@ async def down(request):
     return FileResponse(sys.argv[2])
 
 app = Starlette(routes=[Route("/", up, methods=["POST"]), Route("/", down)])
+server = uvicorn.Server(uvicorn.Config(app, fd=int(sys.argv[1]), log_level="error"))
+server.run()
+"""
+
+
+STREAM_SERVER = """
+import os, sys, uvicorn
+from starlette.applications import Starlette
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+
+TYPES = {"execute": "application/x-ndjson", "Start": "application/connect+json"}
+
+async def parts(content):
+    for start in range(0, len(content), 1 << 18):
+        yield content[start : start + (1 << 18)]
+
+async def answer(request):
+    await request.body()
+    name = os.path.basename(request.url.path)
+    with open(os.path.join(sys.argv[2], name), "rb") as file:
+        return StreamingResponse(parts(file.read()), media_type=TYPES[name])
+
+app = Starlette(routes=[Route("/{path:path}", answer, methods=["POST"])])
 server = uvicorn.Server(uvicorn.Config(app, fd=int(sys.argv[1]), log_level="error"))
 server.run()
 """
@@ -80,13 +104,22 @@ async def execute(client: AsyncKernelClient, code: str) -> dict[str, object]:
     return reply
 
 
-@contextmanager
-def file_server(file: Path) -> Iterator[tuple[str, int]]:
+def file_server(file: Path) -> AbstractContextManager[tuple[str, int]]:
     """A uvicorn that keeps one file and gives it back; its URL and pid."""
+    return _server(FILE_SERVER, file)
+
+
+def stream_server(folder: Path) -> AbstractContextManager[tuple[str, int]]:
+    """One that answers what the SDK asks with what lies in a folder, in large parts."""
+    return _server(STREAM_SERVER, folder)
+
+
+@contextmanager
+def _server(program: str, path: Path) -> Iterator[tuple[str, int]]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         process = subprocess.Popen(
-            [sys.executable, "-c", FILE_SERVER, str(listener.fileno()), str(file)],
+            [sys.executable, "-c", program, str(listener.fileno()), str(path)],
             env=ENVIRON,
             pass_fds=[listener.fileno()],
         )
