@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import pytest
 from boxes import SLEEPERS, Boxes, gone, pids_of, said
 from e2b_agent_mcp.engine.egress import EgressProxy, HostNetwork, NetworkPolicy
 from e2b_agent_mcp.engine.errors import IsolationUnavailable
-from e2b_agent_mcp.engine.isolation import BoxSpec, Isolation, Limits, Zygotes, probe
+from e2b_agent_mcp.engine.isolation import BoxSpec, Isolation, Limits, Zygotes, measure, probe
 from e2b_agent_mcp.engine.isolation.limits import counts_processes_per_box
 from e2b_agent_mcp.engine.isolation.remedy import HostFacts, explain
 
@@ -549,6 +550,17 @@ async def test_usage_counts_the_whole_box(boxes: Boxes) -> None:
     assert usage.processes == (5 if boxes.are_forked else 3)
     assert usage.cpu_seconds > 0
     assert 64 << 20 < usage.memory_bytes < (160 << 20 if boxes.are_forked else 110 << 20)
+
+
+async def test_shared_memory_is_told_apart_again_when_a_box_has_changed(boxes: Boxes) -> None:
+    async with boxes.open("print('up', flush=True); sys.stdin.read()") as box:
+        await said(box, "up")
+        space = box.namespace
+        usage = measure({space})[space]
+        same = replace(usage, memory_bytes=7)
+        other = replace(same, resident_bytes=usage.resident_bytes + (2 << 20))
+        assert measure({space}, {space: same})[space].memory_bytes == 7
+        assert measure({space}, {space: other})[space].memory_bytes > 1 << 20
 
 
 async def test_a_flood_of_output_is_read_but_not_kept(boxes: Boxes) -> None:

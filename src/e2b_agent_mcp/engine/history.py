@@ -41,6 +41,7 @@ class History:
             before |= {s: (now, usage.cpu_seconds) for s, usage in (await _look(new)).items()}
             await anyio.sleep(FIRST_LOOK)
         for sandbox, usage in (await _look(sandboxes)).items():
+            sandbox.usage = usage
             if sandbox in before:
                 await self._add(sandbox, usage, *before[sandbox])
 
@@ -48,7 +49,7 @@ class History:
         """For somebody who asks."""
         if sandbox.samples and self._clock.now() - sandbox.samples[-1].at < FRESH:
             return
-        sandbox.disk = None
+        sandbox.disk = sandbox.usage = None
         await self.sample([sandbox])
 
     async def _add(self, sandbox: Sandbox, usage: Usage, since: float, spent: float) -> None:
@@ -65,5 +66,6 @@ async def _look(sandboxes: Collection[Sandbox]) -> dict[Sandbox, Usage]:
     boxes = {s: s.machine.box.namespace for s in sandboxes if s.machine is not None}
     if not boxes:
         return {}
-    found = await anyio.to_thread.run_sync(measure, set(boxes.values()))
+    known = {boxes[s]: s.usage for s in boxes if s.usage is not None}
+    found = await anyio.to_thread.run_sync(measure, set(boxes.values()), known)
     return {sandbox: found[namespace] for sandbox, namespace in boxes.items()}

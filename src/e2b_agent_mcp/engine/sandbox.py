@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .egress import EgressProxy, NetworkPolicy
-    from .isolation import Box
+    from .isolation import Box, Usage
     from .ward import Ward
 
 Operation = Literal["read", "write"]
@@ -107,6 +107,7 @@ class Sandbox:
     pause_mode: PauseMode | None = None
     machine: Machine | None = None
     disk: tuple[float, int] | None = None  # when what the home holds was counted, and the bytes
+    usage: Usage | None = None  # what its processes used when they were last looked at
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=METRICS_KEPT))
     # What is in flight, above all requests of the data plane; a pause ends them as E2B's does.
     exchanges: set[anyio.CancelScope] = field(default_factory=set)

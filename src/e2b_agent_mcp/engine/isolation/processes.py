@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _PROC = Path("/proc")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
+SLACK = 1024 * 1024  # bytes; a box that rests moves less
 BLOCK = 512  # bytes, the unit of `st_blocks`
 _STANDING_STILL = frozenset("TtZX")  # stopped, traced, zombie, dead
 
@@ -29,10 +30,12 @@ _Gone = (FileNotFoundError, ProcessLookupError, PermissionError)
 
 @dataclass(kw_only=True)
 class Usage:
-    """`cpu_seconds` includes processes that ended; `memory_bytes` counts shared pages once."""
+    """`cpu_seconds` includes processes that ended; `memory_bytes` counts shared pages once,
+    `resident_bytes` each time."""
 
     cpu_seconds: float = 0.0
     memory_bytes: int = 0
+    resident_bytes: int = 0
     processes: int = 0
 
 
@@ -50,16 +53,33 @@ def pids_in(namespace: int) -> Iterator[int]:
                     yield int(name)
 
 
-def measure(namespaces: Collection[int]) -> dict[int, Usage]:
-    """What each uses; one look at every process of the host, however many are asked for."""
+def measure(
+    namespaces: Collection[int], known: Mapping[int, Usage] | None = None
+) -> dict[int, Usage]:
+    """What each uses; one look at every process of the host, however many are asked for.
+
+    Telling shared pages apart costs a walk over all of them: where what is resident is as `known`,
+    so is that.
+    """
     found = {namespace: Usage() for namespace in namespaces}
+    pids: dict[int, list[int]] = {namespace: [] for namespace in namespaces}
     for name in filter(str.isdecimal, os.listdir(_PROC)):
         with suppress(*_Gone):
             pid = int(name)
-            if (usage := found.get(namespace_of(pid))) is not None:
-                usage.cpu_seconds += _cpu_seconds(pid)
-                usage.memory_bytes += _memory_bytes(pid)
+            namespace = namespace_of(pid)
+            if (usage := found.get(namespace)) is not None:
+                fields = _stat(pid)
+                usage.cpu_seconds += sum(map(int, fields[11:15])) / _TICKS  # waited for, too
+                usage.resident_bytes += int(fields[21]) * _PAGE
                 usage.processes += 1
+                pids[namespace].append(pid)
+    for namespace, usage in found.items():
+        before = (known or {}).get(namespace)
+        if before is not None and abs(usage.resident_bytes - before.resident_bytes) <= SLACK:
+            # Both, so that many small steps are noticed together.
+            usage.resident_bytes, usage.memory_bytes = before.resident_bytes, before.memory_bytes
+        else:
+            usage.memory_bytes = sum(_each(_memory_bytes, pids[namespace]).values())
     return found
 
 
@@ -198,11 +218,6 @@ def _send(namespace: int, pid: int, number: signal.Signals) -> None:
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the state on; the name before may hold anything."""
     return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-
-
-def _cpu_seconds(pid: int) -> float:
-    """Own time and that of children it has waited for."""
-    return sum(map(int, _stat(pid)[11:15])) / _TICKS
 
 
 def _each(measure: Callable[[int], int], pids: Iterable[int]) -> dict[int, int]:
