@@ -263,6 +263,26 @@ async def test_the_time_of_code_does_not_pass_while_another_server_runs_its_own(
         assert [run.execution.text for run in runs] == ["42"]
 
 
+async def test_a_session_that_another_server_is_using_is_not_paused_to_make_room(
+    engine: EngineAddress, key: SessionKey
+) -> None:
+    new = SessionKey(key.owner, "new")
+    hasty = limited(max=1, create_timeout=2)
+    code = "import time; print('running', flush=True); time.sleep(2); x = 42; x"
+    async with (
+        SandboxManager(hasty, connect=Connector(engine)) as one,
+        SandboxManager(SETTINGS, connect=Connector(engine)) as two,
+    ):
+        await use_once(one, key)
+        async with two.lease(key) as lease, started(lease, code) as runs:
+            with pytest.raises(SandboxLimitError):
+                await use_once(one, new)
+        assert [run.execution.text for run in runs] == ["42"]
+        await use_once(one, new)
+        listed = {session.name: session.state for session in await one.list_sessions(key.owner)}
+        assert listed == {"analysis": "paused", "new": "running"}
+
+
 async def test_servers_that_cannot_take_turns_do_without(
     engine: EngineAddress, key: SessionKey, tmp_path: Path
 ) -> None:

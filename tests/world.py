@@ -92,7 +92,7 @@ class Server:
                     SandboxManager(self._settings, connect=Connector(address)) as self.manager,
                     anyio.create_task_group() as self.tasks,
                 ):
-                    self.manager._turns = self._turns
+                    self.manager._turns = self.manager._places._turns = self._turns
                     task_status.started()
                     await anyio.sleep_forever()
             self._network.cancel()

@@ -45,7 +45,7 @@ NOTE = "/home/user/.e2b-agent-mcp-session"
 NOTED = ("session", "generation", "claimed")
 LONGEST_NOTE = 4096  # bytes; the code in the sandbox may have written it
 NOTE_LIMIT = 10.0  # seconds to read or write one
-LEAVE_LIMIT = 10.0  # seconds
+LEAVE_LIMIT = 1.0  # seconds
 
 # After these nobody knows what the sandbox would have answered, or that it has ended.
 _NOT_ASKED = (
@@ -133,10 +133,13 @@ class Claims:
             handle = await self._control.open(
                 item.sandbox_id, paused=item.paused, extend=item.paused
             )
-            return await _text(handle)
-        finally:
+            text = await _text(handle)
+        except BaseException:
             with anyio.move_on_after(LEAVE_LIMIT, shield=True):
                 await self._leave(item)
+            raise
+        await self._leave(item)
+        return text
 
     async def _leave(self, item: Candidate) -> None:
         """Looking changes nothing: one that was paused and was left running would end soon."""

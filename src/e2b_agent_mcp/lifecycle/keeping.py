@@ -88,10 +88,6 @@ class Keeper:
         except E2BAgentError as exc:
             logger.warning("not extended sandbox=%s: %s", sandbox_id, exc.message)
 
-    async def renew_unused(self, session: Session) -> None:
-        async with session.turn:
-            await self.renew(session)
-
     async def renew(self, session: Session) -> None:
         """Pauses and resumes the sandbox if its continuous run nears its longest."""
         slot, now = session.slot, self._clock()

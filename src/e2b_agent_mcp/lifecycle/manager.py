@@ -124,7 +124,13 @@ class SandboxManager:
             self._may_spend,
         )
         self._places = Places(
-            settings.sandboxes, self._pool, self._control, self._sessions, clock, self._warm
+            settings.sandboxes,
+            self._pool,
+            self._control,
+            self._sessions,
+            clock,
+            self._warm,
+            self._turns,
         )
         self._keeper = Keeper(self._control, self._pool, clock)
         self._opener = Opener(
@@ -214,7 +220,11 @@ class SandboxManager:
         if session.slot.sandbox_id and self._pool.must_extend(session.slot, self._clock()):
             await self._keeper.try_to_extend(session, lease.sandbox_id)
         if self._pool.must_renew(session.slot, self._clock()):
-            self._running.start_soon(self._keeper.renew_unused, session)
+            self._running.start_soon(self._renew_unused, session)
+
+    async def _renew_unused(self, session: Session) -> None:
+        async with session.turn, self._turns.turn(session.key):
+            await self._keeper.renew(session)
 
     @asynccontextmanager
     async def _to_read(self, session: Session, verdict: Verdict) -> AsyncIterator[Lease]:

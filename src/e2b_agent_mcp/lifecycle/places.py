@@ -19,8 +19,9 @@ from e2b_agent_mcp.connection import Progress
 from e2b_agent_mcp.errors import E2BAgentError, SandboxLimitError
 from e2b_agent_mcp.lifecycle.control import Control
 from e2b_agent_mcp.lifecycle.session import Session
+from e2b_agent_mcp.lifecycle.turns import Turns
 from e2b_agent_mcp.lifecycle.warm import WarmPool
-from e2b_agent_mcp.pool import WARM, Candidate, Pool, SessionKey, Shortage
+from e2b_agent_mcp.pool import WARM, Candidate, Pool, SessionKey, Shortage, Slot
 from e2b_agent_mcp.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Places:
         sessions: Mapping[SessionKey, Session],
         clock: Callable[[], float],
         warm: WarmPool,
+        turns: Turns,
     ) -> None:
         self._settings = settings
         self._pool = pool
@@ -48,6 +50,7 @@ class Places:
         self._sessions = sessions
         self._clock = clock
         self._warm = warm
+        self._turns = turns
         self._changed = anyio.Event()
         # Each keeps the order of those who wait for the same limit.
         self._owner_doors: dict[str, anyio.Lock] = {}
@@ -127,23 +130,31 @@ class Places:
         if sandbox_id := self._pool.left(idlest, self._clock()):
             await self._stop_left(idlest, sandbox_id)
         else:
-            await self._pause(self._sessions[idlest])
+            return await self._pause(self._sessions[idlest])
         return True
 
-    async def _pause(self, session: Session) -> None:
+    async def _pause(self, session: Session) -> bool:
+        """False when another server is using it."""
         session.turn.acquire_nowait()
-        slot = session.slot
+        try:
+            with self._turns.if_free(session.key) as free:
+                if free and await self._try_to_pause(session.slot):
+                    # Also when it had ended: then its session's next lease finds that out.
+                    session.slot.pause(self._clock())
+                else:
+                    session.slot.used_at = self._clock()  # another one is tried first
+                return free
+        finally:
+            session.turn.release()
+
+    async def _try_to_pause(self, slot: Slot) -> bool:
         slot.doubted = True
         try:
             await self._control.pause(slot.sandbox_id)
         except E2BAgentError as exc:
             logger.warning("not paused sandbox=%s: %s", slot.sandbox_id, exc.message)
-            slot.used_at = self._clock()  # another one is tried first
-        else:
-            # Also when it had ended: then its session's next lease finds that out.
-            slot.pause(self._clock())
-        finally:
-            session.turn.release()
+            return False
+        return True
 
     async def _stop_left(self, key: SessionKey, sandbox_id: str) -> None:
         """What is known of it may be old, so E2B is asked first. A warm one keeps no state."""

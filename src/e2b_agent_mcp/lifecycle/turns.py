@@ -12,8 +12,8 @@ import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -38,7 +38,7 @@ class Turns:
     @asynccontextmanager
     async def turn(self, key: SessionKey, on_wait: Progress | None = None) -> AsyncIterator[None]:
         """`on_wait` hears, in words, that another server has its turn."""
-        name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]
+        name = _name(key)
 
         async def tell() -> None:
             if on_wait is not None:
@@ -48,6 +48,15 @@ class Turns:
             async with self._locked(f"{name}.next", tell):
                 await turn.enter_async_context(self._locked(name, tell))
             yield
+
+    @contextmanager
+    def if_free(self, key: SessionKey) -> Iterator[bool]:
+        """Whether no other server has a turn; then none begins one meanwhile."""
+        file = self._try_to_lock(name := _name(key))
+        try:
+            yield file is not None or not self._usable
+        finally:
+            self._unlock(name, file)
 
     @asynccontextmanager
     async def _locked(
@@ -62,10 +71,13 @@ class Turns:
         try:
             yield
         finally:
-            if file is not None:
-                with suppress(OSError):
-                    (self._path / name).unlink()
-                os.close(file)
+            self._unlock(name, file)
+
+    def _unlock(self, name: str, file: int | None) -> None:
+        if file is not None:
+            with suppress(OSError):
+                (self._path / name).unlink()
+            os.close(file)
 
     def _try_to_lock(self, name: str) -> int | None:
         if not self._usable:
@@ -83,6 +95,10 @@ class Turns:
             self._folder = self._find_folder()
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self._folder
+
+
+def _name(key: SessionKey) -> str:
+    return hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]
 
 
 def _try_to_lock(path: Path) -> int | None:
