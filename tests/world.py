@@ -24,7 +24,7 @@ from e2b_agent_mcp.costs import Spent
 from e2b_agent_mcp.engine import EngineAddress
 from e2b_agent_mcp.errors import SandboxError, SandboxLimitError, SandboxLostError
 from e2b_agent_mcp.lifecycle import Lease, Run, SandboxManager
-from e2b_agent_mcp.lifecycle.stopping import ENDED, KEPT
+from e2b_agent_mcp.lifecycle.stopping import ENDED, KEPT, KERNEL_GRACE
 from e2b_agent_mcp.lifecycle.turns import Turns
 from e2b_agent_mcp.pool import Candidate, Pool, SessionKey, owned_by
 from e2b_agent_mcp.settings import SandboxSettings, Settings
@@ -308,9 +308,16 @@ class World:
             known.causes += self._failed_since(request) or self._may_be_old(name)
             raise
         if run.status == "timeout":
-            assert KEPT in run.note or self._failed_since(request), "stopped too hard"
+            self._check_stop(run, request, asked)
         await self._check_age(lease.sandbox_id, began)
         self.counts["answers"] += 1
+
+    def _check_stop(self, run: Run, request: int, asked: Asked) -> None:
+        """Code that gives way keeps its variables; it has its time for that on a slow machine."""
+        if KEPT in run.note or self._failed_since(request) or asked.causes > asked.causes_before:
+            return
+        self.counts["stopped the hard way, without a failure"] += 1
+        assert run.duration > KERNEL_GRACE, "stopped too hard"
 
     def _may_be_old(self, name: str) -> bool:
         created_at, most = self.sessions[name].created_at, self.setup.max_age
