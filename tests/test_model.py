@@ -42,7 +42,7 @@ from rounds import rounds
 from stacks import deadline
 from world import ENDLESSLY, MOST_SERVERS, NAMES, Burst, Server, World
 
-HISTORIES = rounds(few=2, many=42)
+HISTORIES = rounds(few=2, many=44)
 AT_ONCE = 4  # histories, each of an owner of its own
 STEPS = rounds(few=20, many=50)
 DEADLINE = 60.0  # seconds for one step

@@ -181,7 +181,8 @@ class Known:
         assert not gone.variables & done.variables, "a loss was told that was none"
         assert not (gone.files - kept.files) & done.files, "a loss was told that was none"
         lost = not asked.last.within(done)
-        assert not lost or self.causes > asked.causes_before, "lost without a cause"
+        said = (lease.state, lease.lost, asked, self.causes, done)
+        assert not lost or self.causes > asked.causes_before, ("lost without a cause", *said)
         self.shown[server] = self.last = done
         self.causes_before = asked.causes
 
