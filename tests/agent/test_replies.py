@@ -17,6 +17,10 @@ OBJECT = {"thought": "I count.", "code": CODE.split("\n")}
     [
         pytest.param(json.dumps(OBJECT), id="lines"),
         pytest.param(json.dumps({**OBJECT, "code": CODE}), id="one string"),
+        pytest.param(
+            json.dumps({**OBJECT, "code": ["```python", *CODE.split("\n"), "```"]}),
+            id="fence in the code",
+        ),
         pytest.param(f"Here it is:\n```json\n{json.dumps(OBJECT, indent=2)}\n```", id="fence"),
         pytest.param(TEXT, id="a server that knows no schemas"),
     ],

@@ -53,7 +53,7 @@ def from_json(text: str) -> str:
     except (ValueError, KeyError, AttributeError):
         return tidy(text)
     lines = code if isinstance(code, list) else [code]
-    return _joined(f"{thought}\n", "\n".join(map(str, lines)))
+    return tidy(_joined(f"{thought}\n", "\n".join(map(str, lines))))
 
 
 def to_json(text: str) -> str:
