@@ -18,6 +18,7 @@ from e2b_agent_mcp.agent import (
     Thinking,
     preload,
 )
+from e2b_agent_mcp.agent.prompts import ANSWERED
 from e2b_agent_mcp.agent.workspace import Workspace
 from scripted_llm import FOREVER, KEY, Reply, code
 
@@ -98,6 +99,32 @@ async def test_a_step_that_prints_nothing_shows_what_it_has_set(agent: Agent) ->
     assert len(second) < 600
     assert "Nothing was printed.\nPrint what you need" in third
     assert "quiet" not in fourth
+
+
+async def test_an_error_shows_the_code_as_the_model_wrote_it(agent: Agent) -> None:
+    agent.llm.script(code("x = 1\ny = x / 0"), code("final_answer(1)"))
+    run = await agent.runner().run()
+    assert "----> 2 y = x / 0" in run.steps[0].error
+    assert "_agent_shows" not in run.steps[0].error
+    assert "_agent_shows" not in said(agent.llm.requests[1])
+
+
+async def test_no_repr_of_a_class_of_the_users_runs_unasked(agent: Agent) -> None:
+    agent.llm.script(
+        code(
+            "import datetime\n"
+            "class Row:\n    def __repr__(self):\n        raise SystemExit('ran')\n"
+            "rows = [Row(), 1.5, datetime.date(2024, 2, 29)]"
+        ),
+        code("final_answer(1)"),
+        code("final_answer(2)"),
+    )
+    first = await agent.runner().run()
+    assert [step.error for step in first.steps] == ["", ""]
+    await agent.runner().run()
+    shown = "rows: list of 3: [<Row>, 1.5, datetime.date(2024, 2, 29)]"
+    assert shown in said(agent.llm.requests[1])
+    assert shown in said(agent.llm.requests[2])  # what is there before the next task
 
 
 async def test_output_cannot_leave_its_quotes_and_is_cut(agent: Agent) -> None:
@@ -348,6 +375,8 @@ async def test_a_later_run_remembers(agent: Agent) -> None:
     asked = said(agent.llm.requests[1])
     assert "Remember a." in asked
     assert "a = 20" in asked
+    assert f"{ANSWERED}\n<output>\n20\n</output>" in asked
+    assert "call final_answer with" not in asked
     assert asked.count("What is in the sandbox now") == 1
     assert [entry["task"] for entry in second.memory if "task" in entry] == [
         "Remember a.",

@@ -5,7 +5,7 @@ every call pays all, and its examples call tools that do not exist here.
 from dataclasses import dataclass
 
 from e2b_agent_mcp.agent.replies import CLOSING, OPENING, to_json
-from e2b_agent_mcp.agent.text import quoted
+from e2b_agent_mcp.agent.text import cut, quoted
 from e2b_agent_mcp.agent.workspace import Facts, Observation
 
 _INTRODUCTION = """\
@@ -56,6 +56,8 @@ be answered, in plain text, without code. Say what is missing.
 {{task}}
 """
 
+LONGEST_SHOWN_ANSWER = 2_000  # characters
+ANSWERED = "That task is done. The user was given this answer:"
 NOTHING_SHOWN = "Nothing was printed."
 GO_ON = "Print what you need, or call final_answer with the result."
 SAME_AGAIN = (
@@ -104,9 +106,13 @@ def task_prompt(task: str, facts: Facts, news: str = "") -> str:
 def shown(seen: Observation, *, again: bool = False) -> str:
     """What the model is shown of a run of its code, besides an error; `again`: of the same code.
 
-    A small model repeats its code for ever unless it sees what it has and how to go on.
+    A small model repeats its code for ever unless it sees what it has and how to go on. The answer
+    is for the session's next task, which may ask about it.
     """
     parts = [quoted(seen.output)] if seen.output else []
+    if seen.answer is not None:
+        answer = quoted(cut(seen.answer.text, LONGEST_SHOWN_ANSWER))
+        return "\n".join([*parts, f"{ANSWERED}\n{answer}"])
     if not seen.output and not seen.error:
         parts.append(NOTHING_SHOWN)
         if seen.variables:

@@ -5,10 +5,13 @@ a larger one spends a step on printing what it has.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 
 SHOW = "_agent_shows"  # in the session's interpreter; `inside/prelude.py` puts it there
 MOST_VARIABLES = 5  # the newest
+
+_ADDED = re.compile(rf"^.*if '{SHOW}' in globals\(\): {SHOW}\(.*\n?", re.MULTILINE)
 
 
 def showing_variables(code: str) -> str:
@@ -26,6 +29,11 @@ def showing_variables(code: str) -> str:
     newest = tuple(dict.fromkeys(reversed(names)))[:MOST_VARIABLES][::-1]
     # Code can delete every name, and this one with them.
     return f"{code}\nif {SHOW!r} in globals(): {SHOW}{newest!r}" if newest else code
+
+
+def without_added(traceback: str) -> str:
+    """A traceback shows what follows the line that failed, too."""
+    return _ADDED.sub("", traceback)
 
 
 def _set_by(statement: ast.stmt) -> Iterator[str]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from e2b_agent_mcp.agent.events import Image
 from e2b_agent_mcp.agent.text import cut, readable
+from e2b_agent_mcp.agent.variables import without_added
 from e2b_agent_mcp.errors import SandboxLostError
 from e2b_agent_mcp.lifecycle import Lease, Run
 
@@ -175,7 +176,8 @@ def _error(run: Run, timeout: float) -> str:
     if run.status == "timeout":
         return f"Stopped after {timeout:.0f} s, the limit of one step. {run.note}"
     error = run.execution.error
-    said = cut(readable(error.traceback), LONGEST_ERROR) if error is not None else ""
+    traceback = without_added(readable(error.traceback)) if error is not None else ""
+    said = cut(traceback, LONGEST_ERROR)
     return "\n".join(part for part in (said, run.note) if part)
 
 

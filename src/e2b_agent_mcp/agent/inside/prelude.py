@@ -27,13 +27,24 @@ MOST_NAMES = 40
 DEEPEST = 20
 LONGEST_KIND = 150  # characters that tell of a variable
 HIDDEN = {"In", "Out", "exit", "quit", "open", "get_ipython", "final_answer"}
+KNOWN = {"builtins", "datetime", "decimal", "fractions", "pathlib", "numpy", "pandas"}  # modules
 NOTABLE = (
     *("numpy", "pandas", "polars", "matplotlib", "seaborn", "plotly", "scikit-learn", "scipy"),
     *("statsmodels", "sympy", "pillow", "opencv-python", "requests", "httpx", "beautifulsoup4"),
     *("lxml", "openpyxl", "pyarrow", "nltk", "textblob", "spacy", "torch", "xgboost", "networkx"),
 )
 
-_SHORT = reprlib.Repr()
+
+class _Short(reprlib.Repr):
+    """Calls no `__repr__` of a class of the user's: it may raise, print or never return."""
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        if type(x).__module__.partition(".")[0] in KNOWN:
+            return super().repr_instance(x, level)
+        return f"<{type(x).__name__}>"
+
+
+_SHORT = _Short()
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring = 3, 10, 10, 60
 
 
