@@ -1,11 +1,13 @@
 """Messages of a kernel become events: the rules that need no kernel."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 
 from e2b_agent_mcp.engine.guest.interpreter.messages import (
     DELIMITER,
+    MAX_MESSAGE,
     Event,
     Message,
     Transcript,
@@ -15,7 +17,7 @@ from e2b_agent_mcp.engine.guest.interpreter.messages import (
 
 
 def say(kind: str, **content: object) -> Message:
-    return Message(kind=kind, parent="1", date="now", content=content, size=0)
+    return Message(kind=kind, parent="1", date="now", content=content)
 
 
 def events(*messages: Message) -> list[Event]:
@@ -24,6 +26,7 @@ def events(*messages: Message) -> list[Event]:
     return [*heard, *transcript.finish()]
 
 
+HEAD = [DELIMITER, b"", b'{"msg_type":"stream"}', b"{}", b"{}"]
 ZERO = {"ename": "ZeroDivisionError", "evalue": "division by zero", "traceback": ["a", "b"]}
 ERROR = {
     "type": "error",
@@ -78,10 +81,39 @@ def test_a_line_says_what_was_printed(text: str) -> None:
 
 
 def test_text_beside_a_message_counts_for_its_size() -> None:
-    message = Message.read([DELIMITER, b"", b'{"msg_type":"stream"}', b"{}", b"{}", b"{}", b"text"])
+    for size, left_out in ((4, ""), (MAX_MESSAGE, "of 64 MiB was left out: the limit is 64 MiB")):
+        message = Message.read([*HEAD, b"{}", bytes(size)])
+        assert message is not None
+        assert message.octets == bytes(size)
+        assert message.left_out == left_out
+
+
+def read(kind: str, content: bytes) -> Message:
+    message = Message.read(
+        [DELIMITER, b"", b'{"msg_type":"%b"}' % kind.encode(), b"{}", b"{}", content]
+    )
     assert message is not None
-    assert message.octets == b"text"
-    assert message.size == len(b"{}text")
+    return message
+
+
+def test_an_error_that_is_left_out_is_told_once_as_an_error() -> None:
+    huge = b"x" * (MAX_MESSAGE + 1)
+    (event,) = events(read("error", huge), read("execute_reply", huge))
+    assert event["type"] == "error"
+    assert event["value"] == "[An error of 64 MiB was left out: the limit is 64 MiB.]"
+
+
+@pytest.mark.parametrize("depth", [*range(900, 1000), 100_000])
+def test_a_result_of_any_depth_is_written_or_named(depth: int) -> None:
+    """Kernels' messages are read and lines are written at different depths of the stack."""
+    nested = b'{"data":{"application/json":%b%b}}' % (b"[" * depth, b"]" * depth)
+    (event,) = events(read("display_data", nested))
+    line = json.loads(deeper(20, write_line, event))
+    assert line["type"] == "result" or "it is nested too deeply" in line["text"]
+
+
+def deeper(frames: int, call: Callable[[Event], bytes], event: Event) -> bytes:
+    return deeper(frames - 1, call, event) if frames else call(event)
 
 
 def test_a_line_has_no_separator_but_its_end() -> None:

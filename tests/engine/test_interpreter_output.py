@@ -69,6 +69,13 @@ async def test_the_output_of_a_program_arrives_whole(sandbox: AsyncSandbox) -> N
     assert sum(map(len, execution.logs.stdout)) == 4_000_000
 
 
+async def test_an_error_above_the_limit_is_an_error_all_the_same(sandbox: AsyncSandbox) -> None:
+    execution = await sandbox.run_code("raise ValueError('x' * (65 << 20))")
+    assert execution.error is not None
+    assert "was left out: the limit is 64 MiB" in execution.error.value
+    assert (await sandbox.run_code("1")).text == "1"
+
+
 async def test_a_result_above_the_limit_is_named_instead_of_sent(sandbox: AsyncSandbox) -> None:
     execution = await sandbox.run_code("'x' * (65 << 20)")
     assert execution.results == []

@@ -1,7 +1,8 @@
 """What a kernel says, as the lines that an E2B client reads. Pure: no sockets, no clock.
 
 A kernel is a hostile program as soon as it ran one cell: a message that does not look like
-one is skipped, and one above `MAX_MESSAGE` is named instead of read.
+one is skipped, and one above `MAX_MESSAGE` or nested too deeply is named instead of read: an
+error stays an error.
 """
 
 import json
@@ -15,6 +16,7 @@ import anyio
 DELIMITER = b"<IDS|MSG>"
 MAX_MESSAGE = 64 << 20  # bytes of one result or one error
 
+TOO_DEEP = "was left out: it is nested too deeply"
 STREAMS = ("stdout", "stderr")
 PLAIN = bytes(range(0x20, 0x7F)) + b"\n"
 ESCAPED = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"))
@@ -49,7 +51,7 @@ class Message:
     parent: str
     date: str
     content: Mapping[str, Any]
-    size: int
+    left_out: str = ""  # why there is no content
     octets: bytes = b""  # what lies beside the content: of our own kernel's streams, the text
 
     @classmethod
@@ -58,19 +60,27 @@ class Message:
         try:
             at = frames.index(DELIMITER)
             header, parent, _, content, *octets = frames[at + 2 : at + 7]
-            size = len(content) + sum(map(len, octets))
-            body = {} if size > MAX_MESSAGE else _parse(content)
+            body, left_out = _read_content(content, len(content) + sum(map(len, octets)))
             fields = _parse(header)
             return cls(
                 kind=str(fields["msg_type"]),
                 parent=str(_parse(parent).get("msg_id", "")),
                 date=str(fields.get("date", "")),
                 content=body,
-                size=size,
+                left_out=left_out,
                 octets=octets[0] if octets else b"",
             )
         except (ValueError, KeyError, AttributeError, RecursionError):
             return None
+
+
+def _read_content(frame: bytes, size: int) -> tuple[dict[str, Any], str]:
+    if size > MAX_MESSAGE:
+        return {}, f"of {size >> 20} MiB was left out: the limit is {MAX_MESSAGE >> 20} MiB"
+    try:
+        return _parse(frame), ""
+    except RecursionError:
+        return {}, TOO_DEEP
 
 
 def _parse(frame: bytes) -> dict[str, Any]:
@@ -84,7 +94,10 @@ def _parse(frame: bytes) -> dict[str, Any]:
 def write_line(event: Event) -> bytes:
     """In ASCII: a client splits lines as Python does, at U+2028 too."""
     if event["type"] not in STREAMS:
-        return _write(event) + b"\n"
+        try:
+            return _write(event) + b"\n"
+        except RecursionError:  # to write takes more of the stack than to read
+            return write_line(stderr(_result_note(TOO_DEEP)))
     head, _, tail = _write({**event, "text": ""}).partition(b'""')
     return b"".join((head, _write_text(event["text"]), tail, b"\n"))
 
@@ -123,6 +136,10 @@ END: Event = {"type": "end_of_execution"}
 KEEPALIVE: Event = {"type": "keepalive"}
 
 
+def _result_note(left_out: str) -> str:
+    return f"[A result {left_out}. Write it to a file instead.]\n"
+
+
 @dataclass(kw_only=True)
 class Transcript:
     """The events of one execution, in order, from the messages of its kernel.
@@ -142,8 +159,8 @@ class Transcript:
 
     def read(self, message: Message) -> Iterator[Event]:
         content = message.content
-        if message.size > MAX_MESSAGE:
-            yield _omitted(message)
+        if message.left_out:
+            yield from self._left_out(message)
         elif message.kind == "stream":
             name = "stderr" if content.get("name") == "stderr" else "stdout"
             text = message.octets or str(content.get("text")).encode("utf-8", "replace")
@@ -179,6 +196,14 @@ class Transcript:
         elif status != "ok":
             yield from self._error({"ename": "Aborted", "evalue": "the code did not run"})
 
+    def _left_out(self, message: Message) -> Iterator[Event]:
+        if message.kind in ("error", "execute_reply"):
+            said = {"ename": "Error", "evalue": f"[An error {message.left_out}.]"}
+            yield from self._error(said)
+            self.replied = self.replied or message.kind == "execute_reply"
+        else:
+            yield stderr(_result_note(message.left_out))
+
     def _error(self, content: Mapping[str, Any]) -> Iterator[Event]:
         if self._failed:
             return
@@ -208,11 +233,3 @@ def _without_quotes(text: str) -> str:
     if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
         return text[1:-1]
     return text
-
-
-def _omitted(message: Message) -> Event:
-    what = "An error" if message.kind == "error" else "A result"
-    return stderr(
-        f"[{what} of {message.size >> 20} MiB was left out: "
-        f"the limit is {MAX_MESSAGE >> 20} MiB. Write it to a file instead.]\n"
-    )
