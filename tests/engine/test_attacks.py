@@ -19,7 +19,7 @@ from boxes import Boxes, gone, is_alive, pids_of, said
 from e2b_agent_mcp.engine.errors import LaunchError
 from e2b_agent_mcp.engine.isolation import Limits
 from e2b_agent_mcp.engine.isolation.box import FREEZE_TIMEOUT
-from e2b_agent_mcp.engine.isolation.processes import pids_in
+from e2b_agent_mcp.engine.isolation.processes import inner_pid, pids_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -443,6 +443,19 @@ async def test_processes_that_never_stay_stand_still_in_a_pause_and_end_with_a_k
         with anyio.fail_after(10):
             while list(pids_in(namespace)):
                 await anyio.sleep(0.01)  # the kernel tells nobody
+
+
+async def test_processes_that_never_stay_are_all_killed_while_their_guest_lives_on(
+    boxes: Boxes,
+) -> None:
+    for _ in range(3):
+        async with boxes.open(MOVING, limits=Limits(max_processes=60)) as box:
+            await said(box, "up")
+            with anyio.fail_after(2 * FREEZE_TIMEOUT):
+                while not await box.kill_all_but_guest():
+                    pass  # it may be refused
+            assert {inner_pid(pid) for pid in pids_of(box)} <= set(range(1, box._own + 1))
+            assert not box.ended
 
 
 async def test_nothing_stays_alive_after_the_deadline(e2b: E2B) -> None:

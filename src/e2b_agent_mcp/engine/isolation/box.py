@@ -250,7 +250,7 @@ class Box:
                 found = processes.stop_all(self._namespace, self.pid, self._frozen, known)
                 if found.at_rest:
                     return
-                self._frozen |= found.stopped
+                self._frozen |= found.signalled
                 known = found.met
                 await anyio.sleep(FREEZE_PAUSE)
         raise LaunchError("the processes of the sandbox do not stop")
@@ -282,10 +282,14 @@ class Box:
 
     async def kill_all_but_guest(self) -> bool:
         """False when its processes make new ones faster than they are killed."""
+        known: set[int] = set()
         with anyio.move_on_after(FREEZE_TIMEOUT):
-            while processes.kill_all(self._namespace, self._own):  # noqa: ASYNC110
+            while True:
+                found = processes.kill_all(self._namespace, self._own, known)
+                if found.at_rest:
+                    return True
+                known = found.met
                 await anyio.sleep(FREEZE_PAUSE)
-            return True
         return False
 
     def also_frees(self, belongings: AsyncExitStack) -> None:

@@ -84,9 +84,10 @@ def measure(
 
 
 class Round(NamedTuple):
-    """`at_rest`: whether none can be running. `met`: every process of the host that there was."""
+    """`signalled` are those that ran. `at_rest`: whether none can be running. `met`: every process
+    of the host that there was."""
 
-    stopped: set[int]
+    signalled: set[int]
     at_rest: bool
     met: set[int]
 
@@ -119,15 +120,23 @@ def stop_all(
     return Round(stopped, at_rest and not stopped, met)
 
 
-def kill_all(namespace: int, own: int) -> int:
-    """One round of killing all but the first `own` processes of a box; how many it met."""
-    met = 0
-    for pid in pids_in(namespace):
-        with suppress(*_Gone):
-            if inner_pid(pid) > own and _stat(pid)[0] not in "ZX":
+def kill_all(namespace: int, own: int, known: Collection[int]) -> Round:
+    """One round of killing all but the first `own` processes of a box; `known` as in `stop_all`."""
+    killed = set()
+    met = {int(name) for name in os.listdir(_PROC) if name.isdecimal()}
+    at_rest = True
+    for pid in sorted(met, reverse=True):
+        try:
+            if namespace_of(pid) != namespace or inner_pid(pid) <= own:
+                continue
+            if _stat(pid)[0] in "ZX":
+                at_rest = at_rest and pid in known
+            else:
                 _send(namespace, pid, signal.SIGKILL)
-                met += 1
-    return met
+                killed.add(pid)
+        except _Gone:
+            at_rest = at_rest and pid in known
+    return Round(killed, at_rest and not killed, met)
 
 
 def memory_above(namespace: int, limit: int) -> dict[int, int]:
