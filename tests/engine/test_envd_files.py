@@ -264,6 +264,12 @@ async def test_metadata_is_stored_with_the_file(sandbox: AsyncSandbox) -> None:
     assert (await sandbox.files.list(""))[-1].metadata == info.metadata
 
 
+async def test_metadata_that_is_too_long_to_keep_is_refused(sandbox: AsyncSandbox) -> None:
+    with pytest.raises(InvalidArgumentException, match="metadata 'a' cannot be kept"):
+        await sandbox.files.write("file", "x", metadata={"a": "b" * 100_000})
+    assert (await sandbox.files.get_info("file")).size == 1
+
+
 async def test_exists(sandbox: AsyncSandbox) -> None:
     await sandbox.files.write("file", "")
     assert await sandbox.files.exists("file")
@@ -289,6 +295,23 @@ async def test_remove_takes_files_and_whole_directories(sandbox: AsyncSandbox) -
     await sandbox.files.remove("missing")
     assert not await sandbox.files.exists("tree")
     assert await sandbox.files.exists("kept")
+
+
+@pytest.mark.parametrize("depth", [1500, 6000])
+async def test_a_tree_deeper_than_pythons_stack_is_listed_and_removed(
+    sandbox: AsyncSandbox, depth: int
+) -> None:
+    """The longest path has 4096 bytes: what lies deeper cannot be named in a list."""
+    make = f"import os\nfor _ in range({depth}): os.mkdir('d'); os.chdir('d')"
+    await sandbox.run_code(f"import os\nos.mkdir('tree'); os.chdir('tree')\n{make}")
+    assert len(await sandbox.files.list("tree", depth=1400)) == 1400
+    if depth < 2000:
+        assert len(await sandbox.files.list("tree", depth=2000)) == depth
+    else:
+        with pytest.raises(InvalidArgumentException, match="too long"):
+            await sandbox.files.list("tree", depth=depth)
+    await sandbox.files.remove("tree")
+    assert not await sandbox.files.exists("tree")
 
 
 async def test_rename_moves_and_makes_the_directories_on_the_way(sandbox: AsyncSandbox) -> None:

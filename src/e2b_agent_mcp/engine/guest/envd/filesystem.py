@@ -10,6 +10,7 @@ import os
 import pwd
 import shutil
 import stat
+import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -24,6 +25,8 @@ from .rpc import Call, Code, Fields, Reply, RpcError, unary
 
 METADATA_PREFIX = "user.e2b."  # of extended attributes
 NEW_DIRECTORY_MODE = 0o755
+TOO_DEEP = (errno.EMFILE, errno.ENAMETOOLONG)  # of a tree whose levels are held open or named
+ERROR_TAIL = 500  # bytes
 # What a timestamp of the wire can say; a file can have any.
 EARLIEST, LATEST = -62_135_596_800 * 10**9, 253_402_300_799 * 10**9
 
@@ -92,11 +95,29 @@ def remove(fields: Fields, home: Path) -> Reply:
     """A missing path is fine: it is gone."""
     path = resolve(fields.text("path"), home)
     with suppress(FileNotFoundError, NotADirectoryError):
-        if stat.S_ISDIR(os.lstat(path).st_mode):
-            shutil.rmtree(path)
-        else:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
             os.unlink(path)
+            return {}
+        try:
+            shutil.rmtree(path)
+        except (RecursionError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in TOO_DEEP:
+                raise
+            _remove_deep(path)
     return {}
+
+
+def _remove_deep(path: str) -> None:
+    """By a program that needs few descriptors and no stack, however deep a tree is."""
+    done = subprocess.run(
+        ["rm", "-rf", "--", path],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    if os.path.lexists(path):
+        raise RpcError("internal", done.stderr[-ERROR_TAIL:].decode(errors="replace"))
 
 
 def list_directory(fields: Fields, home: Path) -> Reply:
@@ -106,13 +127,25 @@ def list_directory(fields: Fields, home: Path) -> Reply:
 
 
 def _walk(directory: str, depth: int) -> Iterator[Reply]:
-    """In the order of names, each directory before its content; links are not followed."""
-    for name in sorted(os.listdir(directory)):
-        path = os.path.join(directory, name)
+    """In the order of names, each directory before its content; links are not followed.
+
+    Without recursion: a tree can be deeper than Python's stack. What is too deep for a path to
+    name is an error.
+    """
+    waiting = [_names_in(directory)]
+    while waiting:
+        path = next(waiting[-1], None)
+        if path is None:
+            waiting.pop()
+            continue
         with suppress(FileNotFoundError):  # removed meanwhile
             yield entry_info(path)
-            if depth > 1 and stat.S_ISDIR(os.lstat(path).st_mode):
-                yield from _walk(path, depth - 1)
+            if len(waiting) < depth and stat.S_ISDIR(os.lstat(path).st_mode):
+                waiting.append(_names_in(path))
+
+
+def _names_in(directory: str) -> Iterator[str]:
+    return iter([os.path.join(directory, name) for name in sorted(os.listdir(directory))])
 
 
 def make_directories(path: str) -> None:
@@ -209,8 +242,12 @@ def read_metadata(path: str) -> dict[str, str]:
 def write_metadata(path: str, metadata: dict[str, str]) -> None:
     """Does nothing on a file system without extended attributes."""
     for key, value in metadata.items():
-        with suppress(OSError):
+        try:
             os.setxattr(path, METADATA_PREFIX + key, value.encode())
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:  # as where it is too long
+                message = f"metadata '{key}' cannot be kept: {error.strerror}"
+                raise RpcError("invalid_argument", message) from error
 
 
 @contextmanager
