@@ -196,6 +196,13 @@ async def test_a_refused_upgrade_never_leaves_its_connection_to_the_sandbox(
     assert await sandbox.files.read("heard") == ""
 
 
+async def test_a_request_with_a_long_head_arrives(
+    http: httpx.AsyncClient, sandbox: AsyncSandbox
+) -> None:
+    long = headers(sandbox) | {"X-Long": "x" * 900_000}
+    assert (await http.get("/health", headers=long)).status_code == 204
+
+
 async def test_an_upgraded_connection_ends_with_its_sandbox(
     http: httpx.AsyncClient, e2b: E2B
 ) -> None:

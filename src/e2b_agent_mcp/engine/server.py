@@ -22,7 +22,7 @@ import uvicorn
 from .app import FrontDoor
 from .discovery import EngineAddress, lasting_key, locked, write_runtime
 from .errors import StartError
-from .guest.tunnel import UpgradedConnection
+from .guest.tunnel import LONGEST_HEAD, UpgradedConnection
 from .host import Host, prepare_host
 from .isolation import Nest, Zygotes
 from .orchestrator import Orchestrator
@@ -136,6 +136,7 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 date_header=False,
                 proxy_headers=False,
+                h11_max_incomplete_event_size=LONGEST_HEAD,
                 timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=GOODBYE,
             )

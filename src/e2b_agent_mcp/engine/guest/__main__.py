@@ -20,7 +20,7 @@ from .config import Environment, GuestConfig
 from .home import prepare_home
 from .interpreter.nursery import Nursery
 from .limits import apply_limits
-from .tunnel import UpgradedConnection
+from .tunnel import LONGEST_HEAD, UpgradedConnection
 
 STANDARD_FDS = frozenset({0, 1, 2})
 UMASK = 0o022
@@ -67,6 +67,7 @@ class Guest:
             server_header=False,
             # uvicorn's hint asks for a class; it calls whatever it is given.
             ws=partial(UpgradedConnection, create_tunnel().serve),  # type: ignore[arg-type]
+            h11_max_incomplete_event_size=LONGEST_HEAD,
             timeout_graceful_shutdown=GOODBYE,
             timeout_keep_alive=3600,  # seconds; the engine decides, it is the only client
         )

@@ -14,6 +14,7 @@ import anyio
 import h11
 
 CHUNK = 64 * 1024  # bytes
+LONGEST_HEAD = 1 << 20  # bytes of a request; metadata of files come in it
 END_OF_HEAD = b"\r\n\r\n"
 LOOPBACKS = ("127.0.0.1", "::1")
 ID_HEADER = b"e2b-sandbox-id"
@@ -33,7 +34,7 @@ class UpgradedConnection(asyncio.StreamReaderProtocol):
 
     # `Any`: objects of uvicorn's, of which the set of open connections is used.
     def __init__(self, serve: Serve, *, config: Any, server_state: Any, app_state: Any) -> None:
-        super().__init__(asyncio.StreamReader(), self._begin)
+        super().__init__(asyncio.StreamReader(LONGEST_HEAD), self._begin)
         self._serve = serve
         self._connections: set[asyncio.BaseProtocol] = server_state.connections
         self._open: asyncio.BaseTransport | None = None
@@ -56,7 +57,7 @@ class UpgradedConnection(asyncio.StreamReaderProtocol):
         try:
             request = _parse(await reader.readuntil(END_OF_HEAD))
             await self._serve(request, Connection(reader, writer))
-        except (OSError, EOFError, h11.ProtocolError):
+        except (OSError, EOFError, h11.ProtocolError, asyncio.LimitOverrunError):
             pass  # the other side has gone, or does not speak HTTP as it should
         finally:
             writer.close()
