@@ -213,6 +213,9 @@ async def test_a_file_that_is_nowhere_ends_the_task_before_the_model_is_asked(
 ) -> None:
     task = await call(client, "run_agent_task", task="Read.", files=["missing.csv"])
     assert (task["status"], task["error"]["code"]) == ("failed", "not_found")
+    task = await call(client, "run_agent_task", task="Read.", files=["/missing/on/the/host.csv"])
+    assert (task["status"], task["error"]["code"]) == ("failed", "path_not_allowed")
+    assert task["error"]["message"].startswith("files: ")
     assert llm.requests == []
 
 

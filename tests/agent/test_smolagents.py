@@ -98,7 +98,7 @@ def test_the_executor_runs_all_code_in_a_sandbox_and_continues(
     )
     agent = CodeAgent(tools=[], model=model, executor=executor, verbosity_level=LogLevel.OFF)
     assert agent.run("Where are you?") == "/home/user"
-    assert "/home/user\\nkept" in str(llm.requests[1]["messages"])
+    assert "/home/user\\nkept\\nLast output" in str(llm.requests[1]["messages"])
     assert agent.run("And again?", reset=False) == "/home/user/again"
 
 

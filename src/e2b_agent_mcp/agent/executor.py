@@ -5,6 +5,7 @@ model can do nothing about is raised as `Aborted`, which is none and ends the ru
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from smolagents.local_python_executor import CodeOutput
@@ -85,10 +86,12 @@ class SandboxExecutor(WorkspaceExecutor):
 
     def run_code_raise_errors(self, code: str) -> CodeOutput:
         try:
-            return super().run_code_raise_errors(code)
+            ran = super().run_code_raise_errors(code)
         finally:
             if self.last is not None:
                 self.images += self.last.images
+        # smolagents writes on after it, in the same line.
+        return replace(ran, logs=f"{ran.logs}\n") if ran.logs else ran
 
     def send_tools(self, tools: dict[str, Any]) -> None:
         """Sends the source of the tools' classes; `final_answer` is there already."""

@@ -232,7 +232,7 @@ class AgentTools:
                     hint="Bring it in with upload_file first.",
                 ) from None
         name = os.path.basename(file)
-        with open_source(file, self._settings.files.roots) as source:
+        with open_source(file, self._settings.files.roots, argument="files") as source:
             check_size(os.fstat(source.fileno()).st_size, self._settings.files)
             await lease.write_file(name, chunks(source))
         return (await lease.stat_file(name)).path

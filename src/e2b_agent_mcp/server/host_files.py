@@ -19,19 +19,21 @@ _OPTION = "E2B_AGENT_MCP_FILES_ROOTS"
 
 
 @contextmanager
-def open_source(path: str, roots: Sequence[Path]) -> Iterator[BinaryIO]:
-    """A regular file to read from."""
-    with _folder(path, roots, argument="source_path") as (folder, name):
+def open_source(
+    path: str, roots: Sequence[Path], *, argument: str = "source_path"
+) -> Iterator[BinaryIO]:
+    """A regular file to read from; messages call it by the caller's `argument`."""
+    with _folder(path, roots, argument=argument) as (folder, name):
         try:
             # O_NONBLOCK: opening a pipe must not wait for its writer.
             number = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
         except FileNotFoundError:
-            raise NotFoundError(f"source_path: no file {path}") from None
+            raise NotFoundError(f"{argument}: no file {path}") from None
         except OSError as exc:
-            raise PathNotAllowedError(f"source_path: cannot open {path}: {exc.strerror}.") from exc
+            raise PathNotAllowedError(f"{argument}: cannot open {path}: {exc.strerror}.") from exc
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
-        raise InvalidArgumentError(f"source_path: {path} is not a regular file.")
+        raise InvalidArgumentError(f"{argument}: {path} is not a regular file.")
     with open(number, "rb") as file:
         yield file
 
