@@ -64,6 +64,12 @@ def test_the_proxy_is_read_in_both_spellings(name: str) -> None:
             "E2B_AGENT_MCP_ENGINE_ISOLATION: expected one of auto, bubblewrap, gvisor, got",
             id="not a choice",
         ),
+        pytest.param(
+            {"E2B_AGENT_MCP_AGENT_BASE_URL": "localhost:11434/v1"},
+            "E2B_AGENT_MCP_AGENT_BASE_URL: expected an address that starts with http:// or "
+            "https://. Meaning: ",
+            id="no address",
+        ),
     ],
 )
 def test_a_bad_value_is_refused_by_the_name_it_was_given_under(

@@ -51,10 +51,16 @@ def without_credentials(text: str) -> str:
 
 
 # Any: dataclasses.field is typed by its default, which differs for every option.
-def option(default: Any, help: str, *, env: str = "", least: int = 0) -> Any:
-    """A dataclass field that `Settings.load` fills; `env` overrides the derived variable name, and
-    no number is below `least`."""
-    return field(default=default, metadata={"help": help, "env": env, "least": least})
+def option(
+    default: Any, help: str, *, env: str = "", least: int = 0, starts: tuple[str, ...] = ()
+) -> Any:
+    """A dataclass field that `Settings.load` fills; `env` overrides the derived variable name, no
+    number is below `least`, and a text starts with one of `starts`."""
+    metadata = {"help": help, "env": env, "least": least, "starts": starts}
+    return field(default=default, metadata=metadata)
+
+
+_HTTP = ("http://", "https://")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +73,12 @@ class E2BSettings:
         env="E2B_API_KEY",
     )
     domain: str | None = option(None, "domain of a self-hosted E2B", env="E2B_DOMAIN")
-    api_url: str | None = option(None, "URL of the E2B control plane", env="E2B_API_URL")
-    sandbox_url: str | None = option(None, "URL of E2B's sandbox traffic", env="E2B_SANDBOX_URL")
+    api_url: str | None = option(
+        None, "URL of the E2B control plane", env="E2B_API_URL", starts=_HTTP
+    )
+    sandbox_url: str | None = option(
+        None, "URL of E2B's sandbox traffic", env="E2B_SANDBOX_URL", starts=_HTTP
+    )
     proxy: str | None = option(None, "proxy for requests to E2B", env="HTTPS_PROXY")
     template: str | None = option(None, "template that sandboxes are made from")
 
@@ -223,7 +233,9 @@ class AgentSettings:
         (), "models to ask when that one fails, in order, ',' between them"
     )
     base_url: str | None = option(
-        None, "OpenAI-compatible server of the model (Ollama, llama.cpp, vLLM, a gateway)"
+        None,
+        "OpenAI-compatible server of the model (Ollama, llama.cpp, vLLM, a gateway)",
+        starts=_HTTP,
     )
     api_key: Secret | None = option(None, "key for the model or its base_url")
     openai_key: Secret | None = option(None, "key of OpenAI", env="OPENAI_API_KEY")
@@ -309,6 +321,7 @@ class Option:
     default: object
     kind: Any  # a type or typing form; there is no narrower common type
     least: int  # of a number
+    starts: tuple[str, ...]  # of a text
 
 
 def options() -> Iterator[Option]:
@@ -359,7 +372,8 @@ def _option(cls: Any, item: "Field[Any]", name: str) -> Option:
     env = item.metadata["env"] or PREFIX + name.replace(".", "_").upper()
     kind = get_type_hints(cls)[item.name]
     metadata = item.metadata
-    return Option(name, env, metadata["help"], item.default, kind, metadata["least"])
+    least, starts = metadata["least"], metadata["starts"]
+    return Option(name, env, metadata["help"], item.default, kind, least, starts)
 
 
 def _flatten(config: Mapping[str, object]) -> dict[str, object]:
@@ -418,6 +432,8 @@ def _build(groups: Mapping[str, Mapping[str, Any]], origins: Mapping[str, Origin
 def _parse(item: Option, value: object, origin: Origin) -> object:
     where = item.env if origin == "environment" else f"{item.name} ({origin})"
     try:
+        if item.starts and not str(value).lower().startswith(item.starts):
+            raise ValueError(f"expected an address that starts with {' or '.join(item.starts)}")
         return _convert(item.kind, value, item.least)
     except ValueError as exc:
         # A secret's value stays out of the message.
