@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import resource
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.lowlevel
 
-from e2b_agent_mcp.engine.homes import remove_tree
+from e2b_agent_mcp.engine.homes import Removals, remove_tree
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 DEPTH = 300
 
@@ -31,6 +34,25 @@ async def test_a_deep_tree_is_removed_with_few_descriptors(tmp_path: Path) -> No
 
     assert not home.exists()
     assert most - before < 20
+
+
+async def test_a_removal_for_which_the_host_has_nothing_left_is_done_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = tmp_path / "home"
+    (home / "folder").mkdir(parents=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with Removals() as removals:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+            removals.remove(home)
+            with anyio.fail_after(5):
+                while "is removed later" not in caplog.text:
+                    await anyio.lowlevel.checkpoint()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_what_a_sandbox_shut_or_linked_is_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -136,22 +136,31 @@ async def remove_tree(folder: Path) -> None:
     """Any depth, any mode; what a failure leaves is logged, not raised.
 
     Done by programs, which need few descriptors however deep it is. Again if need be: the boxes of
-    an engine that was killed may write until the kernel has ended them.
+    an engine that was killed may write until the kernel has ended them, and the host may have no
+    process or descriptor left for a moment.
     """
     for pause in (0.0, *RETRY_PAUSES):
         await anyio.sleep(pause)
-        for argv in (["rm", "-rf"], ["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
-            if _is_gone(folder):
-                return
-            await anyio.run_process(
-                [*argv, os.fspath(folder)],
-                check=False,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-    if not _is_gone(folder):
-        logger.error("could not remove %s", folder)
+        try:
+            await _try_to_remove(folder)
+        except OSError as exc:
+            logger.warning("%s is removed later: %s", folder, exc)
+        if _is_gone(folder):
+            return
+    logger.error("could not remove %s", folder)
+
+
+async def _try_to_remove(folder: Path) -> None:
+    for argv in (["rm", "-rf"], ["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
+        if _is_gone(folder):
+            return
+        await anyio.run_process(
+            [*argv, os.fspath(folder)],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
 
 
 def _is_gone(folder: Path) -> bool:
