@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -153,6 +154,22 @@ async def test_a_sandbox_that_pauses_on_timeout_is_kept(
     assert sandbox.home.is_dir()
     resumed, _ = await orchestrator.resume(sandbox.id, 50)
     assert (resumed.state, resumed.end_at) == (State.RUNNING, clock.now() + 50)
+    await orchestrator.kill(sandbox.id)
+
+
+async def test_a_pause_for_which_no_descriptor_is_left_changes_nothing(
+    orchestrator: Orchestrator,
+) -> None:
+    sandbox = await orchestrator.create(SPEC)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        with pytest.raises(LaunchRefused, match="could not be paused"):
+            await orchestrator.pause(sandbox.id, PauseMode.FULL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert sandbox.state is State.RUNNING
+    await orchestrator.pause(sandbox.id, PauseMode.FULL, strict=True)
     await orchestrator.kill(sandbox.id)
 
 

@@ -377,7 +377,7 @@ class Orchestrator:
     async def _freeze(self, sandbox: Sandbox, box: Box) -> None:
         try:
             await box.freeze()
-        except LaunchError as exc:
+        except (LaunchError, OSError) as exc:
             box.thaw()
             sandbox.state, sandbox.pause_mode = State.RUNNING, None
             raise LaunchRefused(f"The sandbox could not be paused: {exc}") from exc

@@ -250,7 +250,6 @@ class Box:
                 found = processes.stop_all(self._namespace, self.pid, self._frozen, known)
                 if found.at_rest:
                     return
-                self._frozen |= found.signalled
                 known = found.met
                 await anyio.sleep(FREEZE_PAUSE)
         raise LaunchError("the processes of the sandbox do not stop")

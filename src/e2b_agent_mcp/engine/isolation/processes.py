@@ -84,25 +84,20 @@ def measure(
 
 
 class Round(NamedTuple):
-    """`signalled` are those that ran. `at_rest`: whether none can be running. `met`: every process
-    of the host that there was."""
+    """`at_rest`: whether none can be running. `met`: every process of the host that there was."""
 
-    signalled: set[int]
     at_rest: bool
     met: set[int]
 
 
-def stop_all(
-    namespace: int, init: int, signalled: Collection[int], known: Collection[int]
-) -> Round:
-    """One round of stopping what still runs.
+def stop_all(namespace: int, init: int, signalled: set[int], known: Collection[int]) -> Round:
+    """One round of stopping what still runs, which is added to `signalled`.
 
-    `signalled` are the processes of earlier rounds: one of them that waits in the kernel (for
-    a child between vfork and exec, which may itself be stopped) stops before it runs again.
+    Those of earlier rounds: one of them that waits in the kernel (for a child between vfork and
+    exec, which may itself be stopped) stops before it runs again.
     `known` is what the round before has met: a process that is new since and has already ended may
     have left a child that is in no list yet. `init` only waits for children and is left alone.
     """
-    stopped: set[int] = set()
     met = {int(name) for name in os.listdir(_PROC) if name.isdecimal()}
     at_rest = True
     for pid in sorted(met, reverse=True):  # the newest first: they may be gone in a moment
@@ -113,16 +108,16 @@ def stop_all(
             if state in "ZX":
                 at_rest = at_rest and pid in known
             elif state not in _STANDING_STILL and not (state == "D" and pid in signalled):
+                at_rest = False
                 _send(namespace, pid, signal.SIGSTOP)
-                stopped.add(pid)
+                signalled.add(pid)
         except _Gone:
             at_rest = at_rest and pid in known
-    return Round(stopped, at_rest and not stopped, met)
+    return Round(at_rest, met)
 
 
 def kill_all(namespace: int, own: int, known: Collection[int]) -> Round:
     """One round of killing all but the first `own` processes of a box; `known` as in `stop_all`."""
-    killed = set()
     met = {int(name) for name in os.listdir(_PROC) if name.isdecimal()}
     at_rest = True
     for pid in sorted(met, reverse=True):
@@ -132,11 +127,11 @@ def kill_all(namespace: int, own: int, known: Collection[int]) -> Round:
             if _stat(pid)[0] in "ZX":
                 at_rest = at_rest and pid in known
             else:
+                at_rest = False
                 _send(namespace, pid, signal.SIGKILL)
-                killed.add(pid)
         except _Gone:
             at_rest = at_rest and pid in known
-    return Round(killed, at_rest and not killed, met)
+    return Round(at_rest, met)
 
 
 def memory_above(namespace: int, limit: int) -> dict[int, int]:
