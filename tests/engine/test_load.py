@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import urllib.parse
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ BURSTS = rounds(few=1, many=60)
 AT_ONCE = 200  # connections
 SLACK = 8  # descriptors that come with time and not with connections: a zygote's, a timer's
 UPLOAD = 32 * 1024 * 1024  # bytes
+UPLOADS = 6
 GROWTH = 16  # MiB that the engine's memory may differ by, however many bursts there were
 BOUND = 60  # seconds
 
@@ -124,11 +126,15 @@ async def test_connections_leave_no_descriptor_and_no_memory_behind(loaded: Engi
 
 
 async def test_an_upload_passes_through_memory_that_the_engine_has(loaded: EngineAddress) -> None:
+    """The best of several counts: whatever else the machine does, and bytes that pile up then,
+    only adds to one."""
     sandbox = await client(loaded).AsyncSandbox.create(timeout=600)
     content = bytes(UPLOAD)
-    await sandbox.files.write("data", content, use_octet_stream=True)
-    before = faults(loaded.pid)
-    await sandbox.files.write("data", content, use_octet_stream=True)
+    counts = [faults(loaded.pid)]
+    for _ in range(UPLOADS):
+        await sandbox.files.write("data", content, use_octet_stream=True)
+        counts.append(faults(loaded.pid))
 
-    assert faults(loaded.pid) - before < UPLOAD / os.sysconf("SC_PAGESIZE") / 4
+    fewest = min(after - before for before, after in pairwise(counts))
+    assert fewest < UPLOAD / os.sysconf("SC_PAGESIZE") / 4
     await sandbox.kill()
