@@ -62,6 +62,16 @@ async def test_the_model_is_told_what_is_there(agent: Agent) -> None:
     assert "Look." in asked
 
 
+async def test_the_value_of_a_variable_that_sounds_like_a_secret_is_not_told(agent: Agent) -> None:
+    await agent.text("DB_PASSWORD = 'hunter-1'\ncity = 'Rome'")
+    agent.llm.script(code("api_token = 'hunter-2'"), code("final_answer(1)"))
+    await agent.runner().run()
+    first, second = (said({"messages": r["messages"][-1:]}) for r in agent.llm.requests)
+    assert "DB_PASSWORD: str, not shown\n  city: str = 'Rome'" in first
+    assert "api_token: str, not shown" in second
+    assert "hunter" not in first + second
+
+
 async def test_the_model_sees_output_errors_and_stderr(agent: Agent) -> None:
     agent.llm.script(
         code("print('shown'); import sys; print('warned', file=sys.stderr); 5 + 5"),

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import reprlib
 import sys
 import types
@@ -28,6 +29,7 @@ DEEPEST = 20
 LONGEST_KIND = 150  # characters that tell of a variable
 HIDDEN = {"In", "Out", "exit", "quit", "open", "get_ipython", "final_answer"}
 KNOWN = {"builtins", "datetime", "decimal", "fractions", "pathlib", "numpy", "pandas"}  # modules
+SECRET = re.compile(r"secret|token|passw|credential|._?key$|(?:^|_)auth(?:$|_)", re.I)  # in a name
 NOTABLE = (
     *("numpy", "pandas", "polars", "matplotlib", "seaborn", "plotly", "scikit-learn", "scipy"),
     *("statsmodels", "sympy", "pillow", "opencv-python", "requests", "httpx", "beautifulsoup4"),
@@ -169,6 +171,9 @@ def _variables() -> list[str]:
 
 
 def _told(name: str, value: Any) -> str:
+    # Told unasked, to the model's service.
+    if isinstance(value, str) and SECRET.search(name):
+        return f"{name}: str, not shown"
     return f"{name}: {_kind(value)}"
 
 
