@@ -73,10 +73,12 @@ class Server:
         program: faults.Program,
         sandboxes: SandboxSettings,
         turns: Path,
+        world: str,
     ) -> None:
+        """Servers of one `world` sweep up after each other."""
         self._engine = engine
         self._program = program
-        self._settings = Settings(sandboxes=sandboxes)
+        self._settings = Settings(sandboxes=sandboxes, owner=world)
         self._turns = Turns(lambda: turns)
         self._network = anyio.CancelScope()
         self._ended = anyio.Event()
@@ -246,7 +248,8 @@ class World:
     # Servers
 
     async def start_server(self, setup: SandboxSettings | None = None) -> Server:
-        server = Server(self._engine, self.program, setup or self.setup, self._turns())
+        setup = setup or self.setup
+        server = Server(self._engine, self.program, setup, self._turns(), self.owner)
         await self._tasks.start(server.serve)
         self.servers.append(server)
         self._most_servers = max(self._most_servers, len(self.servers))
