@@ -456,7 +456,9 @@ class World:
                 await anyio.sleep(0.02)
 
     async def _running(self) -> set[str]:
-        return {item.sandbox_id for item in await self._every() if not item.paused}
+        """Without a look into warm ones: each makes them run for a second more."""
+        listed = await self._observer._control.find(owned_by(self.owner))
+        return {item.sandbox_id for item in listed if not item.paused}
 
     # What holds between two steps
 
