@@ -183,6 +183,25 @@ def test_interactive_is_a_conversation_that_ctrl_c_does_not_end(
     assert "PELICANS" in json.dumps(llm.requests[2]["messages"])
 
 
+def test_interactive_says_what_a_command_waits_for_and_ctrl_c_stops_waiting(
+    shell: Shell, llm: ScriptedLLM
+) -> None:
+    llm.script(Reply(text="never", delay=FOREVER))
+    with shell.start("task", "Endless.") as other, shell.start("interactive") as process:
+        ask(llm, 1)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(":files\n")
+        process.stdin.flush()
+        while "Waiting for a call or task of another server" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(":quit\n", timeout=10)  # nothing holds up its end
+        other.send_signal(signal.SIGINT)
+    assert (process.returncode, err) == (0, "")
+    assert "Stopped." in out
+
+
 def test_interactive_remembers_lines_where_only_the_user_may_read_them(shell: Shell) -> None:
     shell("interactive", stdin=":cost\n")
     history = shell.folder / "state" / "tasks" / "history"

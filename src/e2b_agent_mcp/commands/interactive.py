@@ -8,11 +8,11 @@ keeps the session.
 import math
 import readline
 import shlex
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from rich.console import Console
@@ -25,13 +25,15 @@ from e2b_agent_mcp.agent.choice import choose
 from e2b_agent_mcp.commands.task import opened
 from e2b_agent_mcp.commands.terminal import TaskView, print_answer, print_end, safe, spent
 from e2b_agent_mcp.errors import E2BAgentError, InvalidArgumentError, NotFoundError
-from e2b_agent_mcp.lifecycle import FileInfo, SandboxManager
+from e2b_agent_mcp.lifecycle import FileInfo, Lease, SandboxManager
 from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.settings import Settings
 from e2b_agent_mcp.tasks import TaskRecord, TaskRegistry, TaskRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
+
+T = TypeVar("T")
 
 HOME = "/home/user"
 HISTORY_LINES = 1000
@@ -125,10 +127,10 @@ class Conversation:
 
     def files(self, folder: str = HOME) -> None:
         async def listing() -> list[FileInfo]:
-            async with self._manager.lease(self._request.key, use="read") as lease:
+            async with self._reading() as lease:
                 return await lease.list_files(folder)
 
-        shown = [info for info in self._portal.call(listing) if not _is_hidden(info)]
+        shown = [info for info in self._result_of(listing) if not _is_hidden(info)]
         table = Table.grid(padding=(0, 2))
         for info in sorted(shown, key=lambda info: info.path):
             size = "folder" if info.kind == "directory" else f"{info.size:,}"
@@ -137,7 +139,7 @@ class Conversation:
 
     def get(self, path: str, target: str = "") -> None:
         async def fetch() -> bytes:
-            async with self._manager.lease(self._request.key, use="read") as lease:
+            async with self._reading() as lease:
                 return await lease.read_file(path)
 
         # The name alone: a sandbox must not choose a folder of this machine.
@@ -147,7 +149,7 @@ class Conversation:
         try:
             with place.open("xb") as file:
                 try:
-                    file.write(self._portal.call(fetch))
+                    file.write(self._result_of(fetch))
                 except BaseException:
                     place.unlink()
                     raise
@@ -156,6 +158,21 @@ class Conversation:
         except OSError as exc:
             raise NotFoundError(f"Cannot write {place}: {exc.strerror}.") from exc
         self._console.print(Text(f"saved {place}"))
+
+    def _reading(self) -> AbstractAsyncContextManager[Lease]:
+        async def say(words: str) -> None:
+            self._console.print(Text(safe(words), style="dim"))
+
+        return self._manager.lease(self._request.key, use="read", on_progress=say)
+
+    def _result_of(self, call: "Callable[[], Awaitable[T]]") -> T:
+        """Ctrl-C stops it: the session's next call would wait for what goes on unseen."""
+        future = self._portal.start_task_soon(call)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
 
     def model(self, name: str = "") -> None:
         if name:
@@ -172,7 +189,7 @@ class Conversation:
             await self._tasks.end_session(self._request.key)
             await self._manager.end_session(self._request.key)
 
-        self._portal.call(end)
+        self._result_of(end)
         self._console.print("The session has ended; the next task starts in a new one.")
 
     def help(self) -> None:
