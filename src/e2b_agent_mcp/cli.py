@@ -120,7 +120,7 @@ def _shared() -> argparse.ArgumentParser:
         help="any setting by its name, such as runs.timeout=120 (`doctor` lists them)",
     )
     group.add_argument("--config", type=Path, metavar="FILE", help="config file to read")
-    group.add_argument("--isolation", metavar="KIND", help="auto, bubblewrap or none")
+    group.add_argument("--isolation", metavar="KIND", help="auto, bubblewrap or gvisor")
     group.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error")
     return parser
 
