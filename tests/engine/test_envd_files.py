@@ -199,6 +199,22 @@ async def test_list_is_in_the_order_of_names_and_as_deep_as_asked(
     ]
 
 
+async def test_a_folder_of_many_files_is_listed_while_code_runs(sandbox: AsyncSandbox) -> None:
+    await sandbox.commands.run("mkdir many && cd many && seq 20000 | xargs touch")
+    listed, ran = anyio.Event(), 0
+
+    async def list_all() -> None:
+        assert len(await sandbox.files.list("many", request_timeout=60)) == 20_000
+        listed.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(list_all)
+        while not listed.is_set():
+            await sandbox.run_code("1")
+            ran += not listed.is_set()
+    assert ran
+
+
 async def test_list_of_what_is_no_directory(sandbox: AsyncSandbox) -> None:
     await sandbox.files.write("file", "")
     with pytest.raises(FileNotFoundException):

@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from anyio.to_thread import run_sync
@@ -214,10 +214,12 @@ def _name_of(number: int, look_up: Callable[[int], str]) -> str:
         return str(number)
 
 
+@cache  # each look reads a whole file, and nobody can change /etc
 def _user_name(uid: int) -> str:
     return pwd.getpwuid(uid).pw_name
 
 
+@cache
 def _group_name(gid: int) -> str:
     return grp.getgrgid(gid).gr_name
 
