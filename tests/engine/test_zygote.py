@@ -9,11 +9,13 @@ import os
 import random
 import signal
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
+from e2b_agent_mcp.engine.guest.zygote.gathering import gather
 from e2b_agent_mcp.engine.host import prepare_host
 from e2b_agent_mcp.engine.isolation import BoxSpec, Nest, Zygotes
 from rounds import rounds
@@ -154,6 +156,33 @@ async def test_a_zygote_that_forked_has_no_other_thread(nest: Nest, zygotes: Zyg
     about = Path(f"/proc/self/fdinfo/{zygotes.current._pidfd}").read_text()
     pid = about.split("Pid:")[1].split()[0]
     assert len(os.listdir(f"/proc/{pid}/task")) == 1
+
+
+def test_code_that_a_rehearsal_calls_is_copied_with_all_in_it_and_other_code_is_not() -> None:
+    def called() -> list[int]:
+        return [part() for part in (lambda: 1, lambda: 2)]
+
+    def idle() -> None:
+        """Never called."""
+
+    left, untouched = called.__code__, idle.__code__
+    gather(called)
+    assert called() == [1, 2]
+    assert idle.__code__ is untouched
+    pairs = zip(left.co_consts, called.__code__.co_consts, strict=True)
+    moved = [a is not b for a, b in pairs if isinstance(a, CodeType)]
+    assert called.__code__ is not left
+    assert moved
+    assert all(moved)
+
+
+def test_a_rehearsal_that_fails_moves_no_code() -> None:
+    def failing() -> None:
+        raise SystemExit
+
+    left = failing.__code__
+    gather(failing)
+    assert failing.__code__ is left
 
 
 async def test_a_package_that_was_installed_is_found(forked: AsyncSandbox) -> None:

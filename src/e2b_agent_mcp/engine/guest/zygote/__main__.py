@@ -36,10 +36,16 @@ def main(control: int) -> None:
     variables = {name: value for name, value in os.environ.items() if name not in before}
     modules = frozenset(sys.modules)
     sys.path += [str(ROOT), str(ROOT / "lib")]
-    from guest.zygote import nursery, rehearsal, server  # type: ignore[import-not-found]
+    from guest.zygote import (  # type: ignore[import-not-found]
+        gathering,
+        nursery,
+        rehearsal,
+        server,
+    )
 
     for name in SERVING:
         import_module(name)
+    gathering.gather(preload.rehearse_a_kernel, rehearsal.rehearse_once)
     rehearsal.rehearse()
     server.serve(control, nursery.Imports.since(modules, variables), nursery.Unborn())
 

@@ -30,14 +30,18 @@ REQUESTS = (
 )
 
 
-def rehearse() -> None:
+def rehearse(times: int = TIMES) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(TIMES):
+        for number in range(times):
             anyio.run(_serve_some, Path(folder), Path(folder, str(number)))
     zmq.asyncio.Context.instance().destroy(linger=0)
     for thread in threading.enumerate():
         if thread is not threading.main_thread():
             thread.join()
+
+
+def rehearse_once() -> None:
+    rehearse(1)
 
 
 async def _serve_some(home: Path, path: Path) -> None:

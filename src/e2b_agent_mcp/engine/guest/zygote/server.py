@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import socket
+import sys
 from typing import Any, NamedTuple
 
 from . import entrance, nursery
@@ -67,6 +68,8 @@ def serve(control: int, imports: nursery.Imports, unborn: nursery.Unborn) -> Non
 def _become_forkable() -> None:
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
+    # Python's cache of attributes holds names: to replace one in it copies the memory of both.
+    sys._clear_type_cache()
     # Left to the end of the program: pages that a collection touches are no longer shared.
     gc.collect()
     gc.freeze()

@@ -14,6 +14,7 @@ BACKEND = "module://matplotlib_inline.backend_inline"  # what ipykernel chooses 
 MODULES = (
     "IPython.core.completerlib",
     "IPython.core.debugger",
+    "IPython.core.logger",
     "IPython.core.oinspect",
     "IPython.extensions.storemagic",
     "PIL.PngImagePlugin",
@@ -40,6 +41,13 @@ def preload() -> None:
     _show_a_table()
     _forget_what_needs_a_shell()
     shell.build_ahead(launch.make_app().config)
+
+
+def rehearse_a_kernel() -> None:
+    """In a process of its own, which alone imports what that takes."""
+    from . import rehearsal
+
+    rehearsal.rehearse()
 
 
 def _draw_a_plot() -> None:
