@@ -305,6 +305,36 @@ def test_a_folder_that_cannot_be_written_costs_only_memory(tmp_path: Path) -> No
     assert seconds(ledger, 60) == 60
 
 
+LOOK = """
+import sys
+from pathlib import Path
+from e2b_agent_mcp.costs import Ledger, month_of
+
+ledger = Ledger(lambda: Path(sys.argv[1]))
+now = float(sys.argv[2])
+print(sum(account.spent.sandbox_seconds for account in ledger.accounts(month_of(now), now)))
+ledger.close()
+"""
+
+
+def test_two_ledgers_of_one_process_share_the_file_with_other_processes(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    """What a second one does must not take the first one's locks, or others clean up under it."""
+
+    def look_from_elsewhere() -> float:
+        command = [sys.executable, "-c", LOOK, str(tmp_path), str(START + 60)]
+        return float(subprocess.run(command, check=True, capture_output=True).stdout)
+
+    ledger.ran(interval(0, 600))
+    second = Ledger(lambda: tmp_path)
+    assert seconds(second, 60) == 60
+    assert look_from_elsewhere() == 60
+    ledger.ran(interval(0, 600, sandbox_id="i2", creation="c-2"))
+    assert look_from_elsewhere() == 120
+    assert seconds(second, 60) == 120
+
+
 REPORT_AND_DIE = """
 import os, signal, sys
 from functools import partial

@@ -66,6 +66,34 @@ def test_nobody_else_may_read_the_file(store: TaskStore, tmp_path: Path) -> None
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
 
+LOOK = """
+import sys
+from pathlib import Path
+from e2b_agent_mcp.tasks import TaskStore
+store = TaskStore(lambda: Path(sys.argv[1]))
+print([store.load("ann", task_id).task_id for task_id in sys.argv[2:]])
+store.close()
+"""
+
+
+def test_two_stores_of_one_process_share_the_file_with_other_processes(
+    store: TaskStore, tmp_path: Path
+) -> None:
+    """What a second one does must not take the first one's locks, or others clean up under it."""
+
+    def look_from_elsewhere(*task_ids: str) -> str:
+        command = [sys.executable, "-c", LOOK, str(tmp_path / "tasks"), *task_ids]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    store.save(a_task("t-1"))
+    second = TaskStore(lambda: tmp_path / "tasks")
+    assert second.load("ann", "t-1").task == "Add."
+    assert look_from_elsewhere("t-1") == "['t-1']\n"
+    store.save(a_task("t-2"))
+    assert look_from_elsewhere("t-1", "t-2") == "['t-1', 't-2']\n"
+    assert second.load("ann", "t-2").task == "Add."
+
+
 def test_what_a_killed_process_worked_on_reads_as_interrupted(
     store: TaskStore, tmp_path: Path
 ) -> None:

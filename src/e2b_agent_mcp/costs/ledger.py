@@ -17,6 +17,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -288,8 +289,10 @@ def _changed(row: sqlite3.Row, **changes: object) -> Interval:
 
 def _connect(path: Path) -> sqlite3.Connection:
     if str(path) != ":memory:":
-        # Names of owners and sessions are nobody else's business.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        # Names of owners and sessions are nobody else's business. A file that is there stays
+        # closed: to close it would give up the locks of every connection of this process to it.
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     database = sqlite3.connect(
         path, timeout=BUSY_TIMEOUT, check_same_thread=False, isolation_level=None
     )

@@ -307,8 +307,10 @@ class TaskStore:
 
 def _connect(path: Path) -> sqlite3.Connection:
     if str(path) != ":memory:":
-        # Steps hold what the user works on.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        # Steps hold what the user works on. A file that is there stays closed: to close it would
+        # give up the locks of every connection of this process to it.
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     database = sqlite3.connect(path, timeout=BUSY_TIMEOUT, check_same_thread=False)
     database.row_factory = sqlite3.Row
     database.execute("PRAGMA journal_mode=WAL")
