@@ -38,6 +38,7 @@ from e2b_agent_mcp.lifecycle import (
     Run,
     SandboxManager,
     control,
+    opening,
     output,
     places,
     stopping,
@@ -301,6 +302,36 @@ async def test_a_turn_that_is_over_leaves_nothing(
         async with manager.lease(key):
             assert len([*(tmp_path / "turns").iterdir()]) == 1
         assert [*(tmp_path / "turns").iterdir()] == []
+
+
+async def test_a_sandbox_that_lost_its_session_is_ended_once_e2b_can(
+    engine: EngineAddress, key: SessionKey, monkeypatch: pytest.MonkeyPatch, elsewhere: Settings
+) -> None:
+    """The call that made it goes on with the other server's, whatever becomes of its own."""
+    monkeypatch.setattr(control, "RETRY_DELAYS", ())
+    monkeypatch.setattr(opening, "RETRY_PAUSE", 0.05)
+    gate = Gate("before")
+    async with (
+        FaultProxy.serve(engine) as proxy,
+        SandboxManager(SETTINGS, connect=Connector(engine)) as one,
+        SandboxManager(elsewhere, connect=Connector(proxy.address)) as two,
+    ):
+        proxy.program = Script(create=[gate])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(use_once, two, key)
+            await gate.reached.wait()
+            async with one.lease(key) as first:
+                await text(first, "x = 42")
+            proxy.program = Always(answer(500), "kill")
+            gate.opened.set()
+        assert len(await one._control.find(owned_by(key.owner))) == 2
+        proxy.program = no_faults
+        with anyio.fail_after(30):
+            while len(await one._control.find(owned_by(key.owner))) > 1:
+                await anyio.sleep(0.02)
+        async with two.lease(key) as second:
+            assert second.sandbox_id == first.sandbox_id
+            assert await text(second, "x") == "42"
 
 
 async def test_a_server_that_ended_a_session_gives_way_like_any_other(

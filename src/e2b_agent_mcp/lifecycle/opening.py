@@ -3,7 +3,7 @@
 A session has one sandbox, whatever races. A creation belongs to its session, not to the call that
 asked for it: a call that is cancelled meanwhile leaves the sandbox to the session's next call. It
 is repeated under one idempotency key, and whoever created looks afterwards: when another process
-was first, its sandbox serves both and the own one is ended.
+was first, its sandbox serves both and the own one is ended, in the background if it takes long.
 """
 
 import logging
@@ -40,6 +40,8 @@ from e2b_agent_mcp.pool import (
 )
 
 logger = logging.getLogger(__name__)
+
+RETRY_PAUSE = 10.0  # seconds
 
 
 @dataclass(eq=False)
@@ -262,4 +264,21 @@ class Opener:
             return
         if await self._open_handle(session, winner):
             session.slot.created = False
-            await self.control.kill(handle.sandbox_id)
+            if not await self._try_to_end(handle.sandbox_id):
+                self.tasks().start_soon(self._keep_ending, handle.sandbox_id)
+
+    async def _keep_ending(self, sandbox_id: str) -> None:
+        """A sweep leaves it alone, as it runs; E2B ends or pauses it at the end of its life."""
+        with anyio.move_on_after(self.pool.terms.life):
+            while True:
+                await anyio.sleep(RETRY_PAUSE)
+                if await self._try_to_end(sandbox_id):
+                    return
+
+    async def _try_to_end(self, sandbox_id: str) -> bool:
+        try:
+            await self.control.kill(sandbox_id)
+        except E2BAgentError as exc:
+            logger.warning("not ended sandbox=%s: %s", sandbox_id, exc.message)
+            return False
+        return True
