@@ -224,6 +224,34 @@ def test_running_sandboxes_and_those_being_started_count(
     assert pool.shortage(SessionKey("ann", "three"), now=0) == shortage
 
 
+@pytest.mark.parametrize(
+    ("settings", "owner", "shortage"),
+    [
+        pytest.param({"max": 2}, "bob", "total", id="the total"),
+        pytest.param({"max": 9, "max_per_owner": 2}, "ann", "owner", id="the owner's own"),
+        pytest.param({"max": 9, "max_per_owner": 2}, "bob", None, id="not another owner's"),
+    ],
+)
+def test_warm_sandboxes_count(settings: dict[str, int], owner: str, shortage: str | None) -> None:
+    pool = pool_of(**settings)
+    held(pool, "one")
+    pool.warm["ann"] += 1
+    assert pool.shortage(SessionKey(owner, "new"), now=0) == shortage
+    pool.warm["ann"] -= 1
+    assert pool.shortage(SessionKey(owner, "new"), now=0) is None
+
+
+def test_a_full_account_has_room_once_a_warm_sandbox_is_given_up() -> None:
+    pool = pool_of(max=9)
+    key = SessionKey("ann", "new")
+    held(pool, "one")
+    pool.warm["bob"] += 1
+    pool.learn_full(key, now=0)
+    assert pool.shortage(key, now=0) == "account"
+    pool.warm["bob"] -= 1
+    assert pool.shortage(key, now=0) is None
+
+
 def test_a_sandbox_that_ended_or_paused_does_not_count() -> None:
     pool = pool_of(max=1)
     slot = held(pool, "one", until=100)
