@@ -45,9 +45,9 @@ from world import ENDLESSLY, MOST_SERVERS, NAMES, Burst, Server, World
 HISTORIES = rounds(few=2, many=44)
 AT_ONCE = 4  # histories, each of an owner of its own
 STEPS = rounds(few=20, many=50)
-DEADLINE = 60.0  # seconds for one step
+DEADLINE = 120.0  # seconds for one step
 
-LIMITS = SandboxSettings(idle_after=1200.0, max=len(NAMES), create_timeout=8, request_timeout=10)
+LIMITS = SandboxSettings(idle_after=1200.0, max=len(NAMES), create_timeout=20, request_timeout=30)
 SETUPS = {
     "plain": LIMITS,
     "aging": replace(LIMITS, max_age=4),
