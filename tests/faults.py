@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import h11
-from anyio.abc import SocketAttribute, SocketStream
+from anyio.abc import Listener, SocketAttribute, SocketStream, TaskGroup
 
 from e2b_agent_mcp.engine import EngineAddress
 
@@ -331,12 +331,14 @@ class FaultProxy:
     @asynccontextmanager
     async def serve(cls, engine: EngineAddress) -> AsyncIterator[Self]:
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-        async with listener, anyio.create_task_group() as tasks:
+        async with anyio.create_task_group() as tasks:
             proxy = cls(engine, listener.extra(SocketAttribute.local_port))
-            tasks.start_soon(listener.serve, proxy._converse)
+            tasks.start_soon(proxy._listen, listener, tasks)
             try:
                 yield proxy
             finally:
+                with anyio.CancelScope(shield=True):
+                    await listener.aclose()
                 tasks.cancel_scope.cancel()
 
     def asked(self, *routes: Route) -> list[Exchange]:
@@ -344,6 +346,14 @@ class FaultProxy:
 
     def faults(self) -> list[Exchange]:
         return [exchange for exchange in self.log if exchange.fault]
+
+    async def _listen(self, listener: Listener[SocketStream], conversations: TaskGroup) -> None:
+        """Until it is closed: asyncio fails when it is cancelled while somebody connects."""
+        with anyio.CancelScope(shield=True):
+            try:
+                await listener.serve(self._converse, conversations)
+            except* anyio.ClosedResourceError:
+                pass
 
     async def _converse(self, stream: SocketStream) -> None:
         """The exchanges of one connection."""
