@@ -506,6 +506,25 @@ class World:
             assert self.setup.warm or found[name] >= least[name] - LATE, (name, found, least)
             assert found[name] <= most[name] + LATE, (name, found, most)
 
+    async def _check_pause(self, server: Server, name: str) -> None:
+        """A pause that the server was told of is not spent, what runs afterwards is, and once."""
+        await self.pause(name)
+        await self.list_sessions(server)
+        await self.check()
+        before = await self._spent(server, name)
+        await anyio.sleep(LATE + 1)
+        called_at = time.monotonic()
+        await self.failing(partial(self.call, server, name))
+        await anyio.sleep(LATE + 1)
+        spent = await self._spent(server, name) - before
+        assert spent <= time.monotonic() - called_at + LATE, ("too much after a pause", spent)
+        runs = (name, "running") in {(name, state) for name, _, state in await self.listed()}
+        assert not runs or spent >= 1, ("too little after a pause", spent)
+
+    async def _spent(self, server: Server, name: str) -> float:
+        spent = (await server.manager.spending(self.owner)).sessions
+        return spent.get(name, Spent()).sandbox_seconds
+
     async def finish(self) -> None:
         """All servers crash; a new one finds every session, and can end one. What it leaves, E2B
         ends or pauses, and a sweep ends what is paused and nobody's."""
@@ -515,6 +534,8 @@ class World:
         await self.check()
         for name in NAMES:
             await self.failing(partial(self.call, self.servers[0], name))
+        await self.check()
+        await self._check_pause(self.servers[0], NAMES[1])
         await self.check()
         await self.end(self.servers[0], NAMES[0])
         await self.check()
