@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 NAMES = "e2b_agent_mcp."
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sdk() -> Iterator[tuple[InMemoryMetricReader, InMemorySpanExporter]]:
     """A process has one SDK, for good."""
     reader, exporter = InMemoryMetricReader(), InMemorySpanExporter()
