@@ -2,6 +2,8 @@
 
 from e2b_code_interpreter import AsyncSandbox
 
+from rounds import rounds
+
 SHOW = """
 for number in range(20):
     print(f"{number:03}" * 333_333)
@@ -65,8 +67,15 @@ async def test_many_results_arrive(sandbox: AsyncSandbox) -> None:
 
 
 async def test_the_output_of_a_program_arrives_whole(sandbox: AsyncSandbox) -> None:
-    execution = await sandbox.run_code("import os\nos.system('yes | head -c 4000000');")
-    assert sum(map(len, execution.logs.stdout)) == 4_000_000
+    """Also what it wrote last, which is in the pipe when the cell ends."""
+    for _ in range(rounds(few=5, many=100)):
+        execution = await sandbox.run_code("import os\nos.system('yes | head -c 4000000');")
+        assert sum(map(len, execution.logs.stdout)) == 4_000_000
+
+
+async def test_to_print_nothing_shows_nothing(sandbox: AsyncSandbox) -> None:
+    execution = await sandbox.run_code("import sys\nprint(end='')\nsys.stderr.write('');")
+    assert (execution.logs.stdout, execution.logs.stderr) == ([], [])
 
 
 async def test_an_error_above_the_limit_is_an_error_all_the_same(sandbox: AsyncSandbox) -> None:

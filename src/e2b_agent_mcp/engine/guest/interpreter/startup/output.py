@@ -4,16 +4,20 @@ A thread that prints faster than its output is read sleeps in `write`; an interr
 Nothing that was sent is kept. Text belongs to the cell that runs when it is sent.
 """
 
+import codecs
 import os
+import select
+import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from io import TextIOWrapper
 from typing import Any
 
 from ipykernel.iostream import OutStream
 
 CHUNK = 1 << 19  # bytes
+PIPE = 1 << 16  # bytes that programs can have written without being read
 
 
 class _Chunks(deque[bytes]):
@@ -57,12 +61,39 @@ class BoundedStream(OutStream):
         self._text._CHUNK_SIZE = CHUNK  # type: ignore[attr-defined]
         self._gather = self._text.write
         self._flush_pending = False
+        self._programs = threading.Lock()
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def write(self, string: str) -> int:
         size = self._gather(string)
         if self._chunks or not self._flush_pending:
             self._send_soon()
         return size
+
+    def flush(self) -> None:
+        """At the end of a cell, what programs have written until then is the cell's."""
+        if threading.current_thread() is threading.main_thread() and self._is_master_process():
+            self._gather_of_programs()
+        super().flush()
+
+    def _watch_pipe_fd(self) -> None:
+        """Writes what programs print to the file descriptor, in a thread of its own."""
+        written = select.poll()
+        written.register(self._fid, select.POLLIN)
+        while written.poll() and self._should_watch and self._gather_of_programs():
+            self.write("")
+
+    def _gather_of_programs(self) -> bool:
+        """False when none can write any more. What is there is taken, none is waited for."""
+        with self._programs, suppress(OSError):  # code may have closed the file descriptor
+            written = select.poll()
+            written.register(-1 if self._fid is None else self._fid, select.POLLIN)
+            if not written.poll(0):
+                return True
+            octets = os.read(self._fid, PIPE)
+            self._gather(self._decode(octets))
+            return bool(octets)
+        return False
 
     def _send_soon(self) -> None:
         if self.pub_thread is None:
@@ -90,7 +121,9 @@ class BoundedStream(OutStream):
 
 
 def _split(chunk: bytes) -> Iterator[bytes]:
-    """No longer parts than `CHUNK`, but for characters of several bytes."""
+    """No longer parts than `CHUNK`, but for characters of several bytes; no empty ones."""
+    if not chunk:
+        return
     if len(chunk) <= CHUNK:
         yield chunk
         return
