@@ -39,10 +39,11 @@ LAYERS = {
     "pool": set[str](),
     "settings": set[str](),
     "errors": set[str](),
+    "database": set[str](),
     "owned_tasks": set[str](),
     "engine": set[str](),
 }
-OPEN = {"settings", "errors", "owned_tasks"}
+OPEN = {"settings", "errors", "database", "owned_tasks"}
 
 DOORS = {
     "mcp": {"server", "rendering"},

@@ -12,18 +12,17 @@ harm. Everything here blocks: call it in a thread.
 """
 
 import logging
-import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from e2b_agent_mcp.costs.budget import Month, Spent, month_of
+from e2b_agent_mcp.database import open_database
 from e2b_agent_mcp.pool import SessionKey
 
 logger = logging.getLogger(__name__)
@@ -288,17 +287,7 @@ def _changed(row: sqlite3.Row, **changes: object) -> Interval:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    if str(path) != ":memory:":
-        # Names of owners and sessions are nobody else's business. A file that is there stays
-        # closed: to close it would give up the locks of every connection of this process to it.
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    database = sqlite3.connect(
-        path, timeout=BUSY_TIMEOUT, check_same_thread=False, isolation_level=None
-    )
-    database.row_factory = sqlite3.Row
-    database.execute("PRAGMA journal_mode=WAL")
-    database.execute("PRAGMA synchronous=NORMAL")  # outlives our own end; no wait for the disk
+    database = open_database(path, timeout=BUSY_TIMEOUT, isolation_level=None)
     database.executescript(_SCHEMA)
     database.execute("DELETE FROM intervals WHERE ends_at < ?", (time.time() - KEPT_FOR,))
     return database

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from e2b_agent_mcp.agent.events import Image, Step
+from e2b_agent_mcp.database import open_database
 from e2b_agent_mcp.errors import InvalidArgumentError, NotFoundError
 from e2b_agent_mcp.pool import SessionKey
 from e2b_agent_mcp.tasks.record import (
@@ -306,15 +307,7 @@ class TaskStore:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    if str(path) != ":memory:":
-        # Steps hold what the user works on. A file that is there stays closed: to close it would
-        # give up the locks of every connection of this process to it.
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    database = sqlite3.connect(path, timeout=BUSY_TIMEOUT, check_same_thread=False)
-    database.row_factory = sqlite3.Row
-    database.execute("PRAGMA journal_mode=WAL")
-    database.execute("PRAGMA synchronous=NORMAL")  # outlives our own end; no wait for the disk
+    database = open_database(path, timeout=BUSY_TIMEOUT)
     database.execute("PRAGMA foreign_keys=ON")
     database.executescript(_SCHEMA)
     return database
