@@ -16,6 +16,7 @@ import signal
 import subprocess
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -36,7 +37,7 @@ from .cord import Cord, closing, memory_file
 from .kills import Kills
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from .cgroups import Cgroup, Cgroups
     from .owner import Owner
@@ -244,15 +245,9 @@ class Box:
 
     async def freeze(self) -> None:
         """Stops every process; memory stays. LaunchError when the box does not stand still."""
-        known: set[int] = set()
-        with anyio.move_on_after(FREEZE_TIMEOUT):
-            while True:
-                found = processes.stop_all(self._namespace, self.pid, self._frozen, known)
-                if found.at_rest:
-                    return
-                known = found.met
-                await anyio.sleep(FREEZE_PAUSE)
-        raise LaunchError("the processes of the sandbox do not stop")
+        stop = partial(processes.stop_all, self._namespace, self.pid, self._frozen)
+        if not await _until_at_rest(stop):
+            raise LaunchError("the processes of the sandbox do not stop")
 
     def thaw(self) -> None:
         """Continues what `freeze` stopped, not what the sandbox itself had stopped."""
@@ -281,15 +276,7 @@ class Box:
 
     async def kill_all_but_guest(self) -> bool:
         """False when its processes make new ones faster than they are killed."""
-        known: set[int] = set()
-        with anyio.move_on_after(FREEZE_TIMEOUT):
-            while True:
-                found = processes.kill_all(self._namespace, self._own, known)
-                if found.at_rest:
-                    return True
-                known = found.met
-                await anyio.sleep(FREEZE_PAUSE)
-        return False
+        return await _until_at_rest(partial(processes.kill_all, self._namespace, self._own))
 
     def also_frees(self, belongings: AsyncExitStack) -> None:
         """At its end, in reverse order."""
@@ -353,6 +340,19 @@ class _Exit:
         self._code = self._status()
         self.ended.set()
         self.close()
+
+
+async def _until_at_rest(act: Callable[[Collection[int]], processes.Round]) -> bool:
+    """Round after round; False when the processes do not come to rest in time."""
+    known: set[int] = set()
+    with anyio.move_on_after(FREEZE_TIMEOUT):
+        while True:
+            found = act(known)
+            if found.at_rest:
+                return True
+            known = found.met
+            await anyio.sleep(FREEZE_PAUSE)
+    return False
 
 
 async def _read_child_pid(info: int) -> int:

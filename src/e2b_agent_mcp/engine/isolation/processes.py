@@ -95,40 +95,55 @@ def stop_all(namespace: int, init: int, signalled: set[int], known: Collection[i
 
     Those of earlier rounds: one of them that waits in the kernel (for a child between vfork and
     exec, which may itself be stopped) stops before it runs again.
+    `known` as in `_round`. `init` only waits for children and is left alone.
+    """
+
+    def is_still(pid: int, state: str) -> bool:
+        return state in _STANDING_STILL or (state == "D" and pid in signalled)
+
+    def stop(pid: int) -> None:
+        _send(namespace, pid, signal.SIGSTOP)
+        signalled.add(pid)
+
+    return _round(namespace, known, lambda pid: pid == init, is_still, stop)
+
+
+def kill_all(namespace: int, own: int, known: Collection[int]) -> Round:
+    """One round of killing all but the first `own` processes of a box; `known` as in `_round`."""
+
+    def is_still(pid: int, state: str) -> bool:
+        return False
+
+    def kill(pid: int) -> None:
+        _send(namespace, pid, signal.SIGKILL)
+
+    return _round(namespace, known, lambda pid: inner_pid(pid) <= own, is_still, kill)
+
+
+def _round(
+    namespace: int,
+    known: Collection[int],
+    is_spared: Callable[[int], bool],
+    is_still: Callable[[int, str], bool],
+    strike: Callable[[int], None],
+) -> Round:
+    """Strikes each process that is neither spared nor, by its state, still.
+
     `known` is what the round before has met: a process that is new since and has already ended may
-    have left a child that is in no list yet. `init` only waits for children and is left alone.
+    have left a child that is in no list yet.
     """
     met = {int(name) for name in os.listdir(_PROC) if name.isdecimal()}
     at_rest = True
     for pid in sorted(met, reverse=True):  # the newest first: they may be gone in a moment
         try:
-            if namespace_of(pid) != namespace or pid == init:
+            if namespace_of(pid) != namespace or is_spared(pid):
                 continue
             state = _stat(pid)[0]
             if state in "ZX":
                 at_rest = at_rest and pid in known
-            elif state not in _STANDING_STILL and not (state == "D" and pid in signalled):
+            elif not is_still(pid, state):
                 at_rest = False
-                _send(namespace, pid, signal.SIGSTOP)
-                signalled.add(pid)
-        except _Gone:
-            at_rest = at_rest and pid in known
-    return Round(at_rest, met)
-
-
-def kill_all(namespace: int, own: int, known: Collection[int]) -> Round:
-    """One round of killing all but the first `own` processes of a box; `known` as in `stop_all`."""
-    met = {int(name) for name in os.listdir(_PROC) if name.isdecimal()}
-    at_rest = True
-    for pid in sorted(met, reverse=True):
-        try:
-            if namespace_of(pid) != namespace or inner_pid(pid) <= own:
-                continue
-            if _stat(pid)[0] in "ZX":
-                at_rest = at_rest and pid in known
-            else:
-                at_rest = False
-                _send(namespace, pid, signal.SIGKILL)
+                strike(pid)
         except _Gone:
             at_rest = at_rest and pid in known
     return Round(at_rest, met)
